@@ -13,18 +13,20 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
+    Options,
     build_configs,
     parse_options,
     parse_trl_arguments,
     trl_parser,
 )
-from grpo_math.errors import UsageError, run
+from grpo_math.errors import STOPPED, UsageError, run, tell_job
 from grpo_math.generation import Loading, load_config, load_tokenizer
 from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids
 from grpo_math.rewards import build_rewards
@@ -34,6 +36,8 @@ from grpo_math.tasks import choose_style, fingerprint, load_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
+
+    from grpo_math.callbacks import StopSignal
 
 
 def say(line: str) -> None:
@@ -85,20 +89,13 @@ def configure_tracking(args: GRPOConfig, chosen: bool) -> None:
     args.run_name = args.run_name or Path(args.output_dir).name
 
 
-def build_trainer(
-    source: ModelSource,
-    args: GRPOConfig,
-    model_args: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Any,
-    rewards: list,
-    record: dict[str, Any],
-) -> GRPOTrainer:
+def build_trainer(plan: Plan, record: dict[str, Any], stop: StopSignal) -> GRPOTrainer:
     from transformers import PrinterCallback, ProgressCallback
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
 
+    args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -108,14 +105,14 @@ def build_trainer(
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
     trainer = GRPOTrainer(
-        model=source.path,
-        reward_funcs=rewards,
+        model=plan.source.path,
+        reward_funcs=plan.rewards,
         args=args,
-        train_dataset=dataset,
-        processing_class=tokenizer,
+        train_dataset=plan.dataset,
+        processing_class=plan.tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        callbacks=[CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter()],
+        callbacks=[stop, CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter()],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -135,25 +132,36 @@ def save_final(trainer: GRPOTrainer, record: dict[str, Any]) -> Path:
     return final
 
 
-def main() -> None:
-    options = parse_options(sys.argv[1:], __doc__)
-    if options.help_all:
-        trl_parser().print_help()
-        return
+@dataclass
+class Plan:
+    """A run as far as it is known before the model is loaded."""
+
+    source: ModelSource
+    args: GRPOConfig
+    model_args: ModelConfig
+    model_config: Any
+    tokenizer: PreTrainedTokenizerBase
+    dataset: Any
+    rewards: list
+    own: dict[str, Any]  # of the record: what TRL does not know
+    longest_prompt: int
+    lines: list[str]  # for a person
+
+
+def prepare(options: Options) -> Plan:
+    """Read data, tokenizer and configurations, and check all that can be checked without the weights.
+
+    Raises:
+        UsageError: something cannot work; of combinations of flags, all that cannot are named.
+    """
     if options.model is None and not options.gives("model_name_or_path"):
         raise UsageError("no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder")
     rows = load_rows(options.train_data, options.task)
     style = choose_style(options.prompt, rows)
     rewards = build_rewards(options.reward_funcs, style)
 
-    from grpo_math.preflight import (
-        check_combinations,
-        check_context,
-        check_launch,
-        check_weights,
-        machine_defaults,
-        plan_batches,
-    )
+    from grpo_math.launch import check_launch, machine_defaults
+    from grpo_math.preflight import check_context, check_weights, conflicts, plan_batches
 
     machine, notes = machine_defaults()
     trl_args = parse_trl_arguments(options, machine)
@@ -161,24 +169,24 @@ def main() -> None:
     source = resolve_model(trl_args.model_name_or_path)
     if trl_args.reward_weights is None and options.reward_funcs == REWARDS:
         trl_args.reward_weights = REWARD_WEIGHTS
-    check_combinations(trl_args)
     check_weights(trl_args.reward_weights, options.reward_funcs)
-    plan = plan_batches(trl_args, len(rows))
+    batches = plan_batches(trl_args, len(rows))
+    if found := conflicts(trl_args):
+        raise UsageError("\nerror: ".join(found))
     task = rows[0]["task"]
     trl_args.output_dir = trl_args.output_dir or f"outputs/{source.name}-{task}"
     args, model_args = build_configs(trl_args)
     check_launch(args.world_size)
 
     loading = Loading(revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code)
-    context = getattr(load_config(source, loading), "max_position_embeddings", None)
+    model_config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
     chat = tokenizer.chat_template is not None
     dataset = build_dataset(rows, style, chat)
     longest = max(len(ids) for ids in prompt_token_ids(tokenizer, list(dataset["prompt"])))
-    check_context(longest, args.max_completion_length, context)
+    check_context(longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None))
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
-
     own = {
         "model": source.path,
         "task": task,
@@ -187,15 +195,43 @@ def main() -> None:
         "train_data": {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)},
         "reward_funcs": options.reward_funcs,
     }
-    record, checkpoint = open_run(args, model_args, own, insist=options.resume, say=say)
+    lines = [f"run          {args.output_dir}", *batches.lines(len(rows), args.num_generations), *notes]
+    return Plan(source, args, model_args, model_config, tokenizer, dataset, rewards, own, longest, lines)
+
+
+def train(plan: Plan, insist: bool) -> None:
+    """Start or continue the run; `insist` on continuing. Exits with status 75 when a signal asked for a stop."""
+    from grpo_math.callbacks import StopSignal
+    from grpo_math.preflight import steps_between_generations
+
+    record, checkpoint = open_run(plan.args, plan.model_args, plan.own, insist, say)
     if record is None:
         return
-    for line in [f"run          {args.output_dir}", *plan.lines(len(rows), args.num_generations), *notes]:
+    for line in plan.lines:
         say(line)
-    configure_tracking(args, options.gives("report_to"))
-    trainer = build_trainer(source, args, model_args, tokenizer, dataset, rewards, record)
+    stop = StopSignal(steps_between_generations(plan.args))
+    trainer = build_trainer(plan, record, stop)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    say(f"saved        {save_final(trainer, record)}")
+    if not stop.stopped:
+        say(f"saved        {save_final(trainer, record)}")
+        return
+    say(f"stopped after step {trainer.state.global_step}, checkpoint saved; the same command continues from it")
+    trainer.accelerator.end_training()
+    if not tell_job("stopped"):
+        raise SystemExit(STOPPED)
+
+
+def main() -> None:
+    options = parse_options(sys.argv[1:], __doc__)
+    if options.help_all:
+        trl_parser().print_help()
+        return
+    plan = prepare(options)
+    if options.dry_run:
+        dry_run(plan)
+    else:
+        configure_tracking(plan.args, options.gives("report_to"))
+        train(plan, insist=options.resume)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Options:
     prompt: str | None
     reward_funcs: list[str]
     resume: bool
+    dry_run: bool
     help_all: bool
     recipe: dict[str, Any]
     rest: list[str]
@@ -121,6 +122,9 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         "--reward_funcs", nargs="+", metavar="NAME", default=REWARDS, help="known names or dotted paths of your own"
     )
     parser.add_argument("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what the run would take and whether it can work; load no weights"
+    )
     parser.add_argument("--help_all", action="store_true", help="all flags, TRL's and transformers' included")
     return parser
 
