@@ -34,6 +34,10 @@ def machine_defaults() -> tuple[dict[str, Any], list[str]]:
         if launched_processes() > 1:
             # Without these, each process on a CPU would train a model of its own.
             defaults |= {"use_cpu": True, "ddp_backend": "gloo"}
+            # They name their device cpu:0, and torch.load, which reads the optimizer's state, knows only "cpu".
+            torch.serialization.register_package(
+                0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+            )
         return defaults, [f"{device}: float32 and sdpa attention"]
     bf16 = torch.cuda.is_bf16_supported()
     flash = importlib.util.find_spec("flash_attn") is not None

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -33,6 +34,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort=26817
 AuthType=auth/munge
+AuthInfo=cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
@@ -195,3 +197,95 @@ def test_usr1_saves_and_requeues(project, uninterrupted):
     log = requeued_to_the_end(job, project, uninterrupted)
     stopped = int(re.search(r"stopped after step (\d+), checkpoint saved", log)[1])
     assert f"continuing from run/checkpoint-{stopped}," in log and stopped % 3  # no step is lost or made twice
+
+
+def ranks(project):
+    """Process ids of the training processes whose working directory is the project's."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"train_grpo.py" in command[:3] and (folder / "cwd").readlink() == project:  # not the launcher's
+                found.append(int(folder.name))
+        except OSError:  # ended meanwhile
+            continue
+    return found
+
+
+def test_scontrol_requeue_goes_on(project, uninterrupted):
+    job = Job(project, STARTER, *LONG, options=["--nodes=2"]).saw("step 5/12")
+    run("scontrol", "requeue", job.id)
+    requeued_to_the_end(job, project, uninterrupted)
+
+
+def test_a_killed_rank_goes_on(project, uninterrupted):
+    job = Job(project, STARTER, *LONG, options=["--nodes=2"]).saw("step 5/12")
+    os.kill(ranks(project)[-1], signal.SIGKILL)
+    log = requeued_to_the_end(job, project, uninterrupted)
+    assert "a process was lost" in log
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_goes_on(project, uninterrupted):
+    often = [*LONG[:-4], "--save_steps", 1, "--save_total_limit", 2, "--output_dir", "run"]
+    job = Job(project, STARTER, *often, options=["--nodes=2"]).saw("step 3/12")
+    for step in range(4, 12):  # until one is caught before it is complete
+        folder = project / f"run/checkpoint-{step}"
+        while not folder.exists() and not job.ended():
+            pass
+        caught = ranks(project)
+        for pid in caught:
+            os.kill(pid, signal.SIGSTOP)
+        cut_off = not (folder / "complete").exists()
+        for pid in caught:
+            os.kill(pid, signal.SIGKILL if cut_off else signal.SIGCONT)
+        if cut_off:
+            break
+    log = requeued_to_the_end(job, project, uninterrupted)
+    assert f"run/checkpoint-{step}: was cut off while it was written; passed over, not deleted" in log
+    assert f"continuing from run/checkpoint-{step - 1}," in log
+
+
+def test_a_cancelled_job_saves_and_stays_away(project):
+    job = Job(project, STARTER, *LONG, options=["--nodes=2"]).saw("step 4/12")
+    run("scancel", job.id)
+    job.wait("CANCELLED")
+    step = int(wait_for(lambda: re.search(r"stopped after step (\d+), checkpoint saved", job.log()), 30)[1])
+    assert (project / f"run/checkpoint-{step}/complete").exists() and step % 3
+
+
+def test_two_jobs_at_once_on_the_same_nodes(project):
+    short = [*SMALL, "--max_steps", 4]
+    jobs = [Job(project, STARTER, *short, "--output_dir", name, options=["--nodes=2"]) for name in ("a", "b")]
+    wait_for(lambda: all(job.field("JobState") == "RUNNING" for job in jobs), 30)
+    for job in jobs:
+        job.wait()
+    for step, values in steps(project / "a").items():
+        assert steps(project / "b")[step] == pytest.approx(values, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "last"),
+    [
+        (["no-such/model", *SMALL], {}, "no-such/model: this model cannot be loaded"),
+        ([STARTER, *SMALL, "--train_data", "nowhere.jsonl"], {}, "error: nowhere.jsonl: no such file"),
+        ([STARTER, *SMALL], {"MAIN_ADDRESS": "no-such-host.invalid"}, "host no-such-host.invalid cannot be resolved"),
+        ([STARTER, *SMALL], {"ACCELERATE_CONFIG": "zero9"}, "ACCELERATE_CONFIG=zero9: known are cpu ddp fsdp2"),
+        ([STARTER, *SMALL], {"VENV": "/nowhere"}, "VENV=/nowhere holds no bin/accelerate"),
+        ([STARTER, *SMALL], {"VLLM_NODES": "2"}, "VLLM_NODES=2: one node serves"),
+        ([STARTER, *SMALL, "--num_generations", 5], {}, "--num_generations 5 does not divide the 32 completions"),
+        (["--max_steps", 1], {}, "no model: sbatch submit_grpo.slurm MODEL"),
+    ],
+)
+def test_mistakes_end_the_job_within_a_minute(project, arguments, environment, last):
+    job = Job(project, *arguments, "--output_dir", "run", options=["--nodes=2"], **environment)
+    log = job.wait("FAILED", timeout=60)
+    assert last in log.splitlines()[-1], log
+    assert job.field("ExitCode") == "2:0" and not (project / "run").exists()
+
+
+def test_two_processes_on_each_of_two_nodes(project):
+    options = ["--nodes=2", "--gres=gpu:2"]
+    job = Job(project, STARTER, *SMALL, "--max_steps", 1, "--output_dir", "run", options=options)
+    log = job.wait()
+    assert "2 x 2 processes" in log and "16 questions x 4 completions = 64" in log
+    assert len(list((project / "run/checkpoint-1").glob("rng_state_*.pth"))) == 4
