@@ -199,6 +199,26 @@ def prepare(options: Options) -> Plan:
     return Plan(source, args, model_args, model_config, tokenizer, dataset, rewards, own, longest, lines)
 
 
+def dry_run(plan: Plan) -> None:
+    """Print what the run would take, on every rank of the launch, without its weights."""
+    from trl import get_peft_config
+
+    from grpo_math.launch import rank_line
+    from grpo_math.memory import count_parameters, estimate, memory_lines
+
+    parameters = count_parameters(plan.model_config, get_peft_config(plan.model_args))
+    parts = estimate(parameters, plan.model_config, plan.args, plan.model_args, plan.longest_prompt)
+    lines = [
+        *plan.lines,
+        f"model        {plan.source.path}: {parameters.total:,} parameters, {parameters.trained:,} of them trained",
+        f"prompts      at most {plan.longest_prompt} tokens, completions at most {plan.args.max_completion_length}",
+        *memory_lines(parts, plan.args),
+    ]
+    print(rank_line(plan.args.device), flush=True)
+    for line in lines:
+        say(line)
+
+
 def train(plan: Plan, insist: bool) -> None:
     """Start or continue the run; `insist` on continuing. Exits with status 75 when a signal asked for a stop."""
     from grpo_math.callbacks import StopSignal

@@ -5,7 +5,6 @@ resolve everywhere; their GPUs are device files that only Slurm counts. Two node
 every process has one thread.
 """
 
-import json
 import os
 import re
 import shutil
