@@ -65,7 +65,7 @@
     line.append(element("span", data.step[i]), element("span", word, colour), element("span", reward));
     for (const cell of [data.tokens[i], question(i), data.answer[i], data.gold[i]]) line.append(element("span", cell));
     made.append(line);
-    made.addEventListener("toggle", () => made.children.length > 1 || made.append(body(i)), { once: true });
+    line.addEventListener("click", () => made.append(body(i)), { once: true }); // Enter and space click, too
     return made;
   }
 
@@ -85,9 +85,10 @@
     return made;
   }
 
-  for (const id of ["search", "step_from", "step_to", "verdict", "reward_from", "reward_to"]) {
+  for (const id of ["search", "step_from", "step_to", "reward_from", "reward_to"]) {
     input(id).addEventListener("input", filter);
   }
+  input("verdict").addEventListener("change", filter);
   input("clear").addEventListener("click", () => {
     for (const each of document.querySelectorAll("#filters input, #filters select")) each.value = "";
     filter();
