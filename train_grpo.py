@@ -30,6 +30,7 @@ from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
 from grpo_math.tasks import choose_style, fingerprint, load_rows
+from grpo_math.tracking import choose_trackers, identify_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,29 +61,6 @@ def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) ->
         )
     except Exception as error:  # pyarrow's errors for fields of mixed types share no base of their own
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
-
-
-def configure_tracking(args: GRPOConfig, chosen: bool) -> None:
-    """W&B when asked, or when logged in and nothing was `chosen`; never a login prompt that would block a batch job."""
-    import importlib.util
-    import netrc
-
-    if importlib.util.find_spec("wandb") is None:
-        if "wandb" in args.report_to:
-            raise UsageError("--report_to wandb: wandb is not installed; pip install wandb")
-        return
-    try:
-        stored = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        stored = False
-    logged_in = stored or bool(os.environ.get("WANDB_API_KEY"))
-    if logged_in and not chosen:
-        args.report_to = ["tensorboard", "wandb"]
-    if "wandb" in args.report_to and not logged_in and "WANDB_MODE" not in os.environ:
-        os.environ["WANDB_MODE"] = "offline"
-        say("W&B: not logged in, so the run is kept offline (wandb login, or WANDB_API_KEY)")
-    os.environ.setdefault("WANDB_PROJECT", "grpo-math")
-    args.run_name = args.run_name or Path(args.output_dir).name
 
 
 def build_trainer(
@@ -187,12 +165,13 @@ def main() -> None:
         "train_data": {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)},
         "reward_funcs": options.reward_funcs,
     }
+    choose_trackers(args, options.gives("report_to"), say)
     record, checkpoint = open_run(args, model_args, own, insist=options.resume, say=say)
     if record is None:
         return
     for line in [f"run          {args.output_dir}", *plan.lines(len(rows), args.num_generations), *notes]:
         say(line)
-    configure_tracking(args, options.gives("report_to"))
+    identify_run(args)
     trainer = build_trainer(source, args, model_args, tokenizer, dataset, rewards, record)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     say(f"saved        {save_final(trainer, record)}")

@@ -20,7 +20,6 @@ from grpo_math.tasks import TASKS
 
 RewardFunction = Callable[..., list[float | None]]
 
-RECORDED = ("question", "gold", "tokens", "answer", "strict", "lenient")  # columns, called as in an evaluation's rows
 SHORTEST = 30  # characters: the length reward asks for some working, not for an essay
 
 
@@ -60,12 +59,13 @@ def record_verdicts(
 ) -> None:
     """Write what was judged into TRL's table of completions, and the lengths of right and wrong ones to its metrics.
 
-    TRL averages a metric over all its values of all processes, so
+    The columns are called as in an evaluation's rows. TRL averages a metric over all its values of all processes, so
     one value per completion gives exact mean lengths in tokens; a step without right completions has no such metric.
     """
     tokens = [len(ids) for ids in completion_ids]
-    judged = [[getattr(each, field) for each in verdicts] for field in RECORDED[3:]]
-    for column, values in zip(RECORDED, [question, gold, tokens, *judged], strict=True):
+    columns = {"question": question, "gold": gold, "tokens": tokens}
+    columns |= {field: [getattr(each, field) for each in verdicts] for field in ("answer", "strict", "lenient")}
+    for column, values in columns.items():
         log_extra(column, values)
     for count, score in zip(tokens, scores, strict=True):
         log_metric(f"completions/mean_length_{'right' if score else 'wrong'}", count)

@@ -21,11 +21,12 @@ from grpo_math.curves import Run, draw, render
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.reporting import percent
-from grpo_math.rewards import RECORDED, completion_text
+from grpo_math.rewards import completion_text
 from grpo_math.runs import read_record
 
 REPORT = "report.html"
-NOT_REWARDS = {*RECORDED, "step", "prompt", "completion", "advantage"}  # among the columns of TRL's completions table
+RECORDED = {"question", "gold", "tokens", "answer", "strict", "lenient"}  # by rewards.record_verdicts
+NOT_REWARDS = RECORDED | {"step", "prompt", "completion", "advantage"}  # among the columns of TRL's completions table
 PAGE = Path(__file__).with_suffix(".html")
 SCRIPT = Path(__file__).with_suffix(".js")
 
