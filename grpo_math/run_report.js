@@ -52,8 +52,8 @@
     const end = Math.min(start + PAGE, found.length);
     const shown = found.length ? `, ${start + 1} to ${end} shown` : "";
     input("count").textContent = `${found.length} of ${size} completions${shown}`;
-    input("back").disabled = start === 0;
-    input("on").disabled = end === found.length;
+    input("previous").disabled = start === 0;
+    input("next").disabled = end === found.length;
     input("rows").replaceChildren(...found.slice(start, end).map(row));
   }
 
@@ -93,7 +93,7 @@
     for (const each of document.querySelectorAll("#filters input, #filters select")) each.value = "";
     filter();
   });
-  input("back").addEventListener("click", () => turnTo(start - PAGE));
-  input("on").addEventListener("click", () => turnTo(start + PAGE));
+  input("previous").addEventListener("click", () => turnTo(start - PAGE));
+  input("next").addEventListener("click", () => turnTo(start + PAGE));
   filter();
 })();

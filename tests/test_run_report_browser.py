@@ -142,13 +142,15 @@ def test_the_report_of_a_real_run_is_searched_filtered_and_read(real_run, browse
     assert f"{[row for row in rows if 'reward' in row][-1]['step']} steps" in browser.text("p.quiet")
 
 
-def test_pages_are_turned(real_run, browser):
-    browser.open(real_run / "report.html")
-    first = browser.text("#count")
-    browser.click("#on")
-    assert "101 to 200 shown" in browser.text("#count")
-    browser.click("#back")
-    assert browser.text("#count") == first
+def test_pages_are_turned(tmp_path, browser):
+    browser.open(save_run(tmp_path, {1: [{"completion": f"number {i}"} for i in range(150)]}))
+    assert browser.text("#count") == "150 of 150 completions, 1 to 100 shown"
+    browser.click("#next")
+    assert browser.text("#count") == "150 of 150 completions, 101 to 150 shown"
+    assert browser.run("return document.querySelectorAll('#rows details').length") == 50
+    assert browser.run("return document.getElementById('next').disabled")
+    browser.click("#previous")
+    assert browser.text("#count") == "150 of 150 completions, 1 to 100 shown"
 
 
 def test_ten_thousand_completions_stay_usable(tmp_path, browser):
