@@ -137,18 +137,17 @@ def smooth(values: list[float]) -> list[float]:
 def draw(runs: list[Run]) -> Figure:
     """One panel for each quantity that any of the runs has; colours tell runs apart, or the lines of a single run."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
     matplotlib.rcParams["text.parse_math"] = False  # a `$` in a name is a `$`
-    from matplotlib import pyplot
-
     shown = [
         title
         for title, patterns in PANELS.items()
         if any(run.accuracies if title == HELD_OUT else matching(run.rows, patterns) for run in runs)
     ]
     height = math.ceil(len(shown) / 3)
-    figure, axes = pyplot.subplots(height, 3, figsize=(13, 3.3 * height), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(13, 3.3 * height), layout="constrained")
+    axes = figure.subplots(height, 3, squeeze=False)
     for axis, title in zip(axes.flat, shown, strict=False):
         _draw_panel(axis, title, runs)
     for axis in axes.flat[len(shown) :]:
