@@ -122,9 +122,9 @@ def _step_of(model: str, run: Run, folder: Path) -> int | None:
 
 
 def matching(rows: Iterable[dict[str, Any]], patterns: tuple[str, ...]) -> list[str]:
-    """The metrics in the rows that a panel shows, each with a value somewhere."""
+    """The metrics in the rows that a panel shows, in the order of its patterns, each with a value somewhere."""
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
-    return [key for key in keys if any(Path(key).match(pattern) for pattern in patterns)]
+    return [key for pattern in patterns for key in keys if Path(key).match(pattern)]
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -157,11 +157,14 @@ def draw(runs: list[Run]) -> Figure:
 
 
 def _draw_panel(axis: Axes, title: str, runs: list[Run]) -> None:
+    keys = matching([row for run in runs for row in run.rows], PANELS[title])
     for number, run in enumerate(runs):
         if title == HELD_OUT:
             _draw_accuracies(axis, run, f"C{number}", run.name if len(runs) > 1 else None)
-        for place, key in enumerate(matching(run.rows, PANELS[title])):
+        for place, key in enumerate(keys):  # one metric has one style in all runs
             points = [(row["step"], row[key]) for row in run.rows if row.get(key) is not None]
+            if not points:
+                continue
             steps, values = zip(*points, strict=True)
             colour = f"C{number if len(runs) > 1 else place}"
             style = LINE_STYLES[place % len(LINE_STYLES)] if len(runs) > 1 else "-"
@@ -192,7 +195,7 @@ def _draw_accuracies(axis: Axes, run: Run, colour: str, label: str | None) -> No
         [value - bound for value, bound in zip(values, low, strict=True)],
         [bound - value for value, bound in zip(values, high, strict=True)],
     ]
-    axis.errorbar(steps, values, yerr=spread, color=colour, marker="o", markersize=4, capsize=3, label=label)
+    axis.errorbar(steps, values, yerr=spread, color=colour, fmt="o:", markersize=4, capsize=3, label=label)
 
 
 def render(figure: Figure, form: str) -> bytes:

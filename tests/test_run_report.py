@@ -55,6 +55,16 @@ def test_lines_are_told_apart_and_the_values_are_the_logged_ones():
     assert [len(line.get_xdata()) for line in both[0].get_lines()] == [2, 2, 4, 4]
 
 
+def test_a_metric_has_one_style_whichever_a_run_logged_first():
+    right, wrong = "completions/mean_length_right", "completions/mean_length_wrong"
+    first, other = Run("a", metrics(2, **{right: 5.0, wrong: 9.0})), Run("b", metrics(2, **{wrong: 9.0, right: 5.0}))
+    lines = [line for line in draw([first, other]).axes[2].get_lines() if not line.get_label().startswith("_")]
+    assert [(line.get_label(), line.get_linestyle()) for line in lines] == [
+        *(("a right", "-"), ("a wrong", "--")),
+        *(("b right", "-"), ("b wrong", "--")),
+    ]
+
+
 def test_a_metric_that_some_steps_lack_is_drawn_where_it_is():
     rows = metrics(3)
     rows[1]["completions/mean_length_right"] = 7.0
