@@ -1,11 +1,11 @@
-"""Draw the curves of one training run, or of several over each other, and write a report to look into and hand on.
+"""Draw the curves of a training run and write a report to look into and hand on; or draw several over each other.
 
     python plot_training.py outputs/RUN
     python plot_training.py outputs/RUN --evals evals/before.json evals/after.json
     python plot_training.py outputs/A outputs/B --output ab.png
 
-The curves come from metrics.jsonl alone. Each run's folder gets a report.html: curves, settings, accuracies, and saved
-completions to search, filter and read. It is one file that needs no server and no network.
+The curves come from metrics.jsonl alone. Of one run there is a report.html as well, in its folder: curves, settings,
+accuracies, and saved completions to search, filter and read. It is one file that needs no server and no network.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def main() -> None:
     output = args.output or args.runs[0] / "training.png"
     write_bytes_atomic(output, render(draw(runs), "png"))
     print(output)
-    for training, folder in zip(runs, args.runs, strict=True):
-        print(write_report(folder, training, infos, args.completions))
+    if len(runs) == 1:
+        print(write_report(args.runs[0], runs[0], infos, args.completions))
 
 
 if __name__ == "__main__":
