@@ -32,6 +32,7 @@ from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
 from grpo_math.tasks import choose_style, fingerprint, load_rows
+from grpo_math.tracking import choose_trackers, identify_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,29 +65,6 @@ def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) ->
         )
     except Exception as error:  # pyarrow's errors for fields of mixed types share no base of their own
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
-
-
-def configure_tracking(args: GRPOConfig, chosen: bool) -> None:
-    """W&B when asked, or when logged in and nothing was `chosen`; never a login prompt that would block a batch job."""
-    import importlib.util
-    import netrc
-
-    if importlib.util.find_spec("wandb") is None:
-        if "wandb" in args.report_to:
-            raise UsageError("--report_to wandb: wandb is not installed; pip install wandb")
-        return
-    try:
-        stored = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        stored = False
-    logged_in = stored or bool(os.environ.get("WANDB_API_KEY"))
-    if logged_in and not chosen:
-        args.report_to = ["tensorboard", "wandb"]
-    if "wandb" in args.report_to and not logged_in and "WANDB_MODE" not in os.environ:
-        os.environ["WANDB_MODE"] = "offline"
-        say("W&B: not logged in, so the run is kept offline (wandb login, or WANDB_API_KEY)")
-    os.environ.setdefault("WANDB_PROJECT", "grpo-math")
-    args.run_name = args.run_name or Path(args.output_dir).name
 
 
 def build_trainer(plan: Plan, record: dict[str, Any], stop: StopSignal) -> GRPOTrainer:
@@ -177,6 +155,7 @@ def prepare(options: Options) -> Plan:
     trl_args.output_dir = trl_args.output_dir or f"outputs/{source.name}-{task}"
     args, model_args = build_configs(trl_args)
     check_launch(args.world_size)
+    choose_trackers(args, options.gives("report_to"), say)
 
     loading = Loading(revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code)
     model_config = load_config(source, loading)
@@ -229,6 +208,7 @@ def train(plan: Plan, insist: bool) -> None:
         return
     for line in plan.lines:
         say(line)
+    identify_run(plan.args)
     stop = StopSignal(steps_between_generations(plan.args))
     trainer = build_trainer(plan, record, stop)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -250,7 +230,6 @@ def main() -> None:
     if options.dry_run:
         dry_run(plan)
     else:
-        configure_tracking(plan.args, options.gives("report_to"))
         train(plan, insist=options.resume)
 
 

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "log_completions": True,
     "num_completions_to_print": 0,
     "report_to": ["tensorboard"],
+    "project": "grpo-math",  # of W&B and Trackio
 }
 REWARDS = ["accuracy", "format", "length"]
 # Of the rewards above, when neither names nor weights are given. Halves and quarters add up exactly in floats: with a
@@ -52,6 +53,7 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
   --max_completion_length N            tokens; longer completions are cut (default: 512)
   --temperature T                      of sampling in training (default: 1.0)
   --loss_type NAME                     (default: dr_grpo, with --scale_rewards none and --beta 0)
+  --report_to NAME ...                 tensorboard, wandb, trackio, none (default: tensorboard, and wandb if logged in)
   --use_vllm true                      generate with vLLM on the training GPUs
   --use_peft true                      train a LoRA adapter (--lora_r, --lora_alpha, ...)
 """
@@ -156,6 +158,7 @@ def trl_parser() -> Any:
 
     parser = Parser((GRPOConfig, ModelConfig), allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
+    next(action for action in parser._actions if action.dest == "report_to").nargs = "+"  # a list, read as one name
     return parser
 
 
