@@ -35,10 +35,8 @@ from grpo_math.tasks import choose_style, fingerprint, load_rows
 from grpo_math.tracking import choose_trackers, identify_run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
-
-    from grpo_math.callbacks import StopSignal
 
 
 def say(line: str) -> None:
@@ -67,7 +65,7 @@ def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) ->
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
 
 
-def build_trainer(plan: Plan, record: dict[str, Any], stop: StopSignal) -> GRPOTrainer:
+def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> GRPOTrainer:
     from transformers import PrinterCallback, ProgressCallback
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
@@ -90,7 +88,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], stop: StopSignal) -> GRPOT
         processing_class=plan.tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        callbacks=[stop, CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter()],
+        callbacks=[CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter(), *callbacks],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -198,20 +196,28 @@ def dry_run(plan: Plan) -> None:
         say(line)
 
 
-def train(plan: Plan, insist: bool) -> None:
-    """Start or continue the run; `insist` on continuing. Exits with status 75 when a signal asked for a stop."""
+def train(plan: Plan, options: Options) -> None:
+    """Start or continue the run. Exits with status 75 when a signal asked for a stop.
+
+    Raises:
+        UsageError: the folder holds another run, or this one cannot learn.
+    """
     from grpo_math.callbacks import StopSignal
+    from grpo_math.diagnosis import Diagnosis
     from grpo_math.preflight import steps_between_generations
 
-    record, checkpoint = open_run(plan.args, plan.model_args, plan.own, insist, say)
+    record, checkpoint = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
     if record is None:
         return
     for line in plan.lines:
         say(line)
     identify_run(plan.args)
     stop = StopSignal(steps_between_generations(plan.args))
-    trainer = build_trainer(plan, record, stop)
+    diagnosis = Diagnosis(options.give_up_after, say)
+    trainer = build_trainer(plan, record, [stop, diagnosis])
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if diagnosis.verdict:
+        raise UsageError(diagnosis.verdict)
     if not stop.stopped:
         say(f"saved        {save_final(trainer, record)}")
         return
@@ -230,7 +236,7 @@ def main() -> None:
     if options.dry_run:
         dry_run(plan)
     else:
-        train(plan, insist=options.resume)
+        train(plan, options)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Options:
     reward_funcs: list[str]
     resume: bool
     dry_run: bool
+    give_up_after: int
     help_all: bool
     recipe: dict[str, Any]
     rest: list[str]
@@ -124,6 +125,13 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         "--reward_funcs", nargs="+", metavar="NAME", default=REWARDS, help="known names or dotted paths of your own"
     )
     parser.add_argument("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
+    parser.add_argument(
+        "--give_up_after",
+        type=int,
+        default=50,
+        metavar="N",
+        help="stop after N steps in a row in which nothing could be learned (default: 50; 0: never)",
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="print what the run would take and whether it can work; load no weights"
     )
