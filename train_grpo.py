@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from grpo_math.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
+    Options,
     build_configs,
     parse_options,
     parse_trl_arguments,
+    set_advantage,
     trl_parser,
 )
 from grpo_math.errors import UsageError, run
@@ -33,7 +35,9 @@ from grpo_math.tasks import choose_style, fingerprint, load_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from trl import GRPOConfig, GRPOTrainer, ModelConfig
+    from trl import GRPOConfig, ModelConfig
+
+    from grpo_math.trainer import MathGRPOTrainer
 
 
 def say(line: str) -> None:
@@ -93,11 +97,13 @@ def build_trainer(
     dataset: Any,
     rewards: list,
     record: dict[str, Any],
-) -> GRPOTrainer:
+    options: Options,
+) -> MathGRPOTrainer:
     from transformers import PrinterCallback, ProgressCallback
-    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
+    from grpo_math.trainer import MathGRPOTrainer
 
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -107,7 +113,9 @@ def build_trainer(
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
-    trainer = GRPOTrainer(
+    trainer = MathGRPOTrainer(
+        baseline=options.advantage != "no_baseline",
+        skip_zero_advantage=options.skip_zero_advantage,
         model=source.path,
         reward_funcs=rewards,
         args=args,
@@ -122,7 +130,7 @@ def build_trainer(
     return trainer
 
 
-def save_final(trainer: GRPOTrainer, record: dict[str, Any]) -> Path:
+def save_final(trainer: MathGRPOTrainer, record: dict[str, Any]) -> Path:
     """Save the trained model, on all ranks, under a temporary name that becomes `checkpoint-final` when it is whole."""
     final = Path(trainer.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")
@@ -161,6 +169,7 @@ def main() -> None:
     source = resolve_model(trl_args.model_name_or_path)
     if trl_args.reward_weights is None and options.reward_funcs == REWARDS:
         trl_args.reward_weights = REWARD_WEIGHTS
+    set_advantage(options, trl_args)
     check_combinations(trl_args)
     check_weights(trl_args.reward_weights, options.reward_funcs)
     plan = plan_batches(trl_args, len(rows))
@@ -186,6 +195,7 @@ def main() -> None:
         "chat": chat,
         "train_data": {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)},
         "reward_funcs": options.reward_funcs,
+        **({"advantage": "no_baseline"} if options.advantage == "no_baseline" else {}),  # the others are TRL's
     }
     record, checkpoint = open_run(args, model_args, own, insist=options.resume, say=say)
     if record is None:
@@ -193,7 +203,8 @@ def main() -> None:
     for line in [f"run          {args.output_dir}", *plan.lines(len(rows), args.num_generations), *notes]:
         say(line)
     configure_tracking(args, options.gives("report_to"))
-    trainer = build_trainer(source, args, model_args, tokenizer, dataset, rewards, record)
+    trainer = build_trainer(source, args, model_args, tokenizer, dataset, rewards, record, options)
+    say(f"skipping     {trainer.skip_note}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     say(f"saved        {save_final(trainer, record)}")
 
