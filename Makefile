@@ -5,7 +5,7 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-vllm lint
+.PHONY: quickstart test test-vllm test-browser lint
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
@@ -15,6 +15,11 @@ test: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest --durations 5 tests/test_vllm.py
+
+# Skipped by `make test` where there is no browser; here that is an error.
+test-browser: .venv/ready
+	@command -v chromedriver >/dev/null || { echo "error: no chromedriver: apt-get install chromium chromium-driver"; exit 2; }
+	$(BIN)/python -m pytest --durations 5 tests/test_run_report_browser.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "log_completions": True,
     "num_completions_to_print": 0,
     "report_to": ["tensorboard"],
+    "project": "grpo-math",  # of W&B and Trackio
 }
 REWARDS = ["accuracy", "format", "length"]
 # Of the rewards above, when neither names nor weights are given. Halves and quarters add up exactly in floats: with a
@@ -54,6 +55,7 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
   --max_completion_length N            tokens; longer completions are cut (default: 512)
   --temperature T                      of sampling in training (default: 1.0)
   --loss_type NAME                     (default: dr_grpo, with --advantage group_mean and --beta 0)
+  --report_to NAME ...                 tensorboard, wandb, trackio, none (default: tensorboard, and wandb if logged in)
   --use_vllm true                      generate with vLLM on the training GPUs
   --use_peft true                      train a LoRA adapter (--lora_r, --lora_alpha, ...)
 """
@@ -70,6 +72,7 @@ class Options:
     prompt: str | None
     reward_funcs: list[str]
     resume: bool
+    dry_run: bool
     help_all: bool
     recipe: dict[str, Any]
     rest: list[str]
@@ -139,6 +142,9 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         help="train on no completion and padding that add nothing to the gradient (default: true, where that is exact)",
     )
     parser.add_argument("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what the run would take and whether it can work; load no weights"
+    )
     parser.add_argument("--help_all", action="store_true", help="all flags, TRL's and transformers' included")
     return parser
 
@@ -182,6 +188,7 @@ def trl_parser() -> Any:
 
     parser = Parser((GRPOConfig, ModelConfig), allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
+    next(action for action in parser._actions if action.dest == "report_to").nargs = "+"  # a list, read as one name
     return parser
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import extract_strict
+from grpo_math.answers import Verdict, extract_strict
 from grpo_math.errors import UsageError
 from grpo_math.prompts import PromptStyle
 from grpo_math.tasks import TASKS
@@ -28,19 +28,47 @@ def completion_text(completion: str | list[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
 
 
-def graded(verdict: str) -> Callable[[PromptStyle], RewardFunction]:
+def graded(verdict: str) -> Callable[..., RewardFunction]:
     """1 for a right answer, else 0. `verdict` is "strict" (in the style's own format) or "lenient" (in any form)."""
 
-    def for_style(style: PromptStyle) -> RewardFunction:
-        def reward(completions: list, answer: list[str], task: list[str], **_: Any) -> list[float]:
-            return [
-                float(getattr(TASKS[name].grade(completion_text(completion), gold, style.mark), verdict))
+    def for_style(style: PromptStyle, record: bool = False) -> RewardFunction:
+        def reward(completions: list, answer: list[str], task: list[str], **call: Any) -> list[float]:
+            verdicts = [
+                TASKS[name].grade(completion_text(completion), gold, style.mark)
                 for completion, gold, name in zip(completions, answer, task, strict=True)
             ]
+            scores = [float(getattr(each, verdict)) for each in verdicts]
+            if record and "log_extra" in call:  # a caller other than TRL has no logs
+                record_verdicts(verdicts, scores, gold=answer, **call)
+            return scores
 
         return reward
 
     return for_style
+
+
+def record_verdicts(
+    verdicts: list[Verdict],
+    scores: list[float],
+    gold: list[str],
+    question: list[str],
+    completion_ids: list[list[int]],
+    log_extra: Callable[[str, list], None],
+    log_metric: Callable[[str, float], None],
+    **_: Any,
+) -> None:
+    """Write what was judged into TRL's table of completions, and the lengths of right and wrong ones to its metrics.
+
+    The columns are called as in an evaluation's rows. TRL averages a metric over all its values of all processes, so
+    one value per completion gives exact mean lengths in tokens; a step without right completions has no such metric.
+    """
+    tokens = [len(ids) for ids in completion_ids]
+    columns = {"question": question, "gold": gold, "tokens": tokens}
+    columns |= {field: [getattr(each, field) for each in verdicts] for field in ("answer", "strict", "lenient")}
+    for column, values in columns.items():
+        log_extra(column, values)
+    for count, score in zip(tokens, scores, strict=True):
+        log_metric(f"completions/mean_length_{'right' if score else 'wrong'}", count)
 
 
 def format_reward(style: PromptStyle) -> RewardFunction:
@@ -61,23 +89,26 @@ def length(style: PromptStyle) -> RewardFunction:
     return reward
 
 
+GRADED = {"accuracy": graded("strict"), "accuracy_lenient": graded("lenient")}
 REGISTRY: dict[str, Callable[[PromptStyle], RewardFunction]] = {
-    "accuracy": graded("strict"),
-    "accuracy_lenient": graded("lenient"),
+    **GRADED,
     "format": format_reward,
     "length": length,
 }
 
 
 def build_rewards(names: list[str], style: PromptStyle) -> list[RewardFunction]:
-    """The reward functions called `names`, each carrying its name for the logs.
+    """The reward functions called `names`, each carrying its name for the logs; the first that grades records.
 
     Raises:
         UsageError: a name is neither known nor an importable dotted path; the message lists the known ones.
     """
     rewards = []
     for name in names:
-        reward = REGISTRY[name](style) if name in REGISTRY else _imported(name)
+        if name in GRADED and not any(earlier in GRADED for earlier in names[: len(rewards)]):
+            reward = GRADED[name](style, record=True)
+        else:
+            reward = REGISTRY[name](style) if name in REGISTRY else _imported(name)
         if name in REGISTRY:
             reward.__name__ = name
         rewards.append(reward)
