@@ -201,9 +201,7 @@ class TransformersBackend:
                 with torch.inference_mode():
                     new = method(repeated, sampling)
                 break
-            except (
-                RuntimeError
-            ) as error:  # torch.OutOfMemoryError is one, and CPUs and Apple's GPUs have none of their own
+            except RuntimeError as error:  # torch.OutOfMemoryError, or what other devices have in its place
                 if "memory" not in str(error) or self.in_flight == 1:
                     raise
                 self.in_flight //= 2

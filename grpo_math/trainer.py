@@ -1,6 +1,7 @@
 """What is added to TRL's GRPOTrainer, and nothing else.
 
 - No work whose gradient is zero: TRL's micro-batches are made again by `grpo_math.micro_batches`.
+- Without vLLM, generation in which finished completions leave the batch and a prompt is computed once for its group.
 - Advantages without a baseline: the rewards themselves.
 
 Where work is skipped, metrics are TRL's over the same completions, with two differences. `entropy` is a mean over the
@@ -21,7 +22,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
+from grpo_math.decoding import Decoder, can_decode, chooser, finisher
 from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, removable_padding, repack
 from grpo_math.step_metrics import Size, StepMetrics
 
@@ -116,6 +119,29 @@ class MathGRPOTrainer(GRPOTrainer):
             logps = plain(model, ids, mask, chunk["completion_ids"].size(1), **more)[0]
             chunks.append(torch.nn.functional.pad(logps, (0, logits_to_keep - logps.size(1))))
         return torch.cat(chunks)[order.argsort()], None, None
+
+    def _generates_by_itself(self) -> bool:
+        """Whether `grpo_math.decoding` samples as this trainer's settings ask, from weights that are whole here."""
+        args, launch = self.args, str(self.accelerator.distributed_type.value)
+        otherwise = (
+            *(self.use_vllm, self.use_transformers_continuous_batching, args.cache_implementation, self._is_vlm),
+            *(self.min_p, self.repetition_penalty != 1, set(args.generation_kwargs or {}) - {"stop_strings"}),
+        )
+        whole = launch == "NO" or launch.startswith("MULTI_")
+        return whole and not any(otherwise) and can_decode(self.accelerator.unwrap_model(self.model))
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *more: Any, **named: Any) -> tuple[list, list | None]:
+        if not self._generates_by_itself():
+            return super()._generate_single_turn(prompt_ids, *more, **named)
+        stop = tuple((self.args.generation_kwargs or {}).get("stop_strings", ()))
+        finished = finisher(self.eos_token_ids, self.max_completion_length, stop, self._tokenizer)
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+        ) as model:
+            choose = chooser(self.temperature, self.top_p, self.top_k)
+            decoder = Decoder(model, choose, finished, self._tokenizer.pad_token_id)
+            return decoder.complete(prompt_ids, len(prompt_ids)), None
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._rewards = super()._calculate_rewards(*args, **kwargs)  # (completions of all processes, functions)
