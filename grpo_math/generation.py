@@ -271,8 +271,9 @@ def rows_that_fit(model: Any, max_length: int) -> int:
     import torch
 
     config = model.config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    attention = getattr(config, "num_attention_heads", None)
+    heads = getattr(config, "num_key_value_heads", None) or attention or 0
+    head = getattr(config, "head_dim", None) or (config.hidden_size // attention if attention else 0)
     token = 2 * config.num_hidden_layers * heads * head * model.dtype.itemsize
     row = 2 * token * max_length + 12 * config.vocab_size  # twice, as the batch is copied when others join it
     free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
