@@ -24,6 +24,7 @@ from grpo_math.arguments import (
     build_configs,
     parse_options,
     parse_trl_arguments,
+    set_advantage,
     trl_parser,
 )
 from grpo_math.errors import STOPPED, UsageError, run, tell_job
@@ -36,7 +37,9 @@ from grpo_math.tracking import choose_trackers, identify_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer, ModelConfig
+    from trl import GRPOConfig, ModelConfig
+
+    from grpo_math.trainer import MathGRPOTrainer
 
 
 def say(line: str) -> None:
@@ -65,11 +68,12 @@ def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) ->
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
 
 
-def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> GRPOTrainer:
+def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> MathGRPOTrainer:
     from transformers import PrinterCallback, ProgressCallback
-    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
+    from grpo_math.trainer import MathGRPOTrainer
 
     args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {
@@ -80,7 +84,8 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
-    trainer = GRPOTrainer(
+    trainer = MathGRPOTrainer(
+        **plan.ours,
         model=plan.source.path,
         reward_funcs=plan.rewards,
         args=args,
@@ -95,7 +100,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     return trainer
 
 
-def save_final(trainer: GRPOTrainer, record: dict[str, Any]) -> Path:
+def save_final(trainer: MathGRPOTrainer, record: dict[str, Any]) -> Path:
     """Save the trained model, on all ranks, under a temporary name that becomes `checkpoint-final` when it is whole."""
     final = Path(trainer.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")
@@ -120,6 +125,7 @@ class Plan:
     dataset: Any
     rewards: list
     own: dict[str, Any]  # of the record: what TRL does not know
+    ours: dict[str, Any]  # of the trainer's arguments: those that TRL's does not have
     longest_prompt: int
     lines: list[str]  # for a person
 
@@ -145,6 +151,7 @@ def prepare(options: Options) -> Plan:
     source = resolve_model(trl_args.model_name_or_path)
     if trl_args.reward_weights is None and options.reward_funcs == REWARDS:
         trl_args.reward_weights = REWARD_WEIGHTS
+    set_advantage(options, trl_args)
     check_weights(trl_args.reward_weights, options.reward_funcs)
     batches = plan_batches(trl_args, len(rows))
     if found := conflicts(trl_args):
@@ -171,9 +178,11 @@ def prepare(options: Options) -> Plan:
         "chat": chat,
         "train_data": {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)},
         "reward_funcs": options.reward_funcs,
+        **({"advantage": "no_baseline"} if options.advantage == "no_baseline" else {}),  # the others are TRL's
     }
+    ours = {"baseline": options.advantage != "no_baseline", "skip_zero_advantage": options.skip_zero_advantage}
     lines = [f"run          {args.output_dir}", *batches.lines(len(rows), args.num_generations), *notes]
-    return Plan(source, args, model_args, model_config, tokenizer, dataset, rewards, own, longest, lines)
+    return Plan(source, args, model_args, model_config, tokenizer, dataset, rewards, own, ours, longest, lines)
 
 
 def dry_run(plan: Plan) -> None:
@@ -215,6 +224,7 @@ def train(plan: Plan, options: Options) -> None:
     stop = StopSignal(steps_between_generations(plan.args))
     diagnosis = Diagnosis(options.give_up_after, say)
     trainer = build_trainer(plan, record, [stop, diagnosis])
+    say(f"skipping     {trainer.skip_note}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if diagnosis.verdict:
         raise UsageError(diagnosis.verdict)

@@ -41,6 +41,8 @@ REWARDS = ["accuracy", "format", "length"]
 # Of the rewards above, when neither names nor weights are given. Halves and quarters add up exactly in floats: with a
 # weight of 0.2, TRL takes the rounding of equal rewards for variance, and frac_reward_zero_std stays 0.
 REWARD_WEIGHTS = [1.0, 0.25, 0.5]
+# What --advantage says in TRL's terms; TRL has no advantages without a baseline.
+SCALE_REWARDS = {"no_baseline": None, "group_mean": "none", "group_normalized": "group"}
 
 COMMON_TRL_FLAGS = """\
 TRL's and transformers' flags, under their own names (most changed ones; --help_all lists all):
@@ -52,7 +54,7 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
   --num_generations G                  completions per question, the group (default: 8)
   --max_completion_length N            tokens; longer completions are cut (default: 512)
   --temperature T                      of sampling in training (default: 1.0)
-  --loss_type NAME                     (default: dr_grpo, with --scale_rewards none and --beta 0)
+  --loss_type NAME                     (default: dr_grpo, with --advantage group_mean and --beta 0)
   --report_to NAME ...                 tensorboard, wandb, trackio, none (default: tensorboard, and wandb if logged in)
   --use_vllm true                      generate with vLLM on the training GPUs
   --use_peft true                      train a LoRA adapter (--lora_r, --lora_alpha, ...)
@@ -75,6 +77,8 @@ class Options:
     help_all: bool
     recipe: dict[str, Any]
     rest: list[str]
+    advantage: str | None = None
+    skip_zero_advantage: bool = True
 
     def gives(self, name: str) -> bool:
         """Whether the recipe or the command line sets TRL's argument `name`."""
@@ -124,6 +128,20 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--reward_funcs", nargs="+", metavar="NAME", default=REWARDS, help="known names or dotted paths of your own"
     )
+    parser.add_argument(
+        "--advantage",
+        type=_advantage,
+        metavar="NAME",
+        help="no_baseline (the reward itself), group_mean (less its group's mean; the default), or group_normalized "
+        "(and divided by the group's standard deviation)",
+    )
+    parser.add_argument(
+        "--skip_zero_advantage",
+        type=_truth,
+        default=True,
+        metavar="BOOL",
+        help="train on no completion and padding that add nothing to the gradient (default: true, where that is exact)",
+    )
     parser.add_argument("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
     parser.add_argument(
         "--give_up_after",
@@ -137,6 +155,18 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--help_all", action="store_true", help="all flags, TRL's and transformers' included")
     return parser
+
+
+def _advantage(text: str) -> str:
+    if text not in SCALE_REWARDS:
+        raise argparse.ArgumentTypeError(f"unknown advantage {text!r}: known are {', '.join(SCALE_REWARDS)}")
+    return text
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -191,6 +221,27 @@ def parse_trl_arguments(options: Options, machine: dict[str, Any]) -> argparse.N
             raise UsageError(f"unexpected {unknown[0]!r}: MODEL comes first, before any flag")
         raise UsageError(f"unknown argument {unknown[0]!r}{_suggest(name, known | own)}")
     return namespace
+
+
+def set_advantage(options: Options, arguments: argparse.Namespace) -> None:
+    """Put `--advantage` into TRL's arguments.
+
+    Raises:
+        UsageError: TRL's own arguments ask for other advantages.
+    """
+    if options.advantage is None:
+        return
+    scale = SCALE_REWARDS[options.advantage]
+    if options.gives("scale_rewards") and arguments.scale_rewards != scale:
+        raise UsageError(
+            f"--advantage {options.advantage} and --scale_rewards {arguments.scale_rewards}: give one of the two"
+        )
+    if arguments.multi_objective_aggregation != "sum_then_normalize":
+        raise UsageError(
+            f"--advantage {options.advantage} and --multi_objective_aggregation "
+            f"{arguments.multi_objective_aggregation}: give one of the two"
+        )
+    arguments.scale_rewards = scale or arguments.scale_rewards
 
 
 def build_configs(namespace: argparse.Namespace) -> tuple[GRPOConfig, ModelConfig]:

@@ -146,9 +146,13 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
 
 
 class TransformersBackend:
-    """Batched `generate` of transformers, left-padded, on whatever device there is."""
+    """Generation with transformers alone, on whatever device there is.
 
-    default_batch = 64
+    Of the completions that are generated and saved together, `in_flight` are worked on at a time: as many as memory
+    holds, and half as many whenever it runs out.
+    """
+
+    default_batch = 256
     packages = ("torch", "transformers")
 
     def __init__(
@@ -175,6 +179,10 @@ class TransformersBackend:
             model = PeftModel.from_pretrained(model, source.path).merge_and_unload()
         self.model = model.to(self.device).eval()
         self.end_tokens = end_tokens(model.generation_config, self.tokenizer)
+        # On a CPU more at a time is no faster; on a GPU half of them wait, to take the places of the first to finish.
+        batch = args.batch_size or self.default_batch
+        wanted = max(1, batch // 2) if self.device == "cuda" else min(batch, 64)
+        self.in_flight = max(1, min(wanted, rows_that_fit(self.model, max_length)))
 
     @staticmethod
     def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -183,22 +191,50 @@ class TransformersBackend:
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         import torch
 
-        torch.manual_seed(sampling.seed)
-        inputs = self.tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(
-            self.device
-        )
+        from grpo_math.decoding import can_decode
+
+        method = self._decode if can_decode(self.model) else self._generate_padded
+        repeated = [prompt for prompt in prompts for _ in range(sampling.n)]
+        while True:
+            torch.manual_seed(sampling.seed)
+            try:
+                with torch.inference_mode():
+                    new = method(repeated, sampling)
+                break
+            except RuntimeError as error:  # torch.OutOfMemoryError, or what other devices have in its place
+                if "memory" not in str(error) or self.in_flight == 1:
+                    raise
+                self.in_flight //= 2
+                print(f"out of memory: on with {self.in_flight} completions at a time", file=sys.stderr)
+            torch.cuda.empty_cache()
+        completions = [self._completion(ids, sampling.max_tokens) for ids in new]
+        return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
+
+    def _decode(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        from grpo_math.decoding import Decoder, chooser, finisher
+
+        choose = chooser(sampling.temperature, sampling.top_p, sampling.top_k)
+        finished = finisher(self.end_tokens, sampling.max_tokens, sampling.stop, self.tokenizer)
+        decoder = Decoder(self.model, choose, finished, self.tokenizer.pad_token_id)
+        return decoder.complete(prompts, self.in_flight)
+
+    def _generate_padded(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        """With transformers' own `generate`, for models that keep more of a sequence than keys and values."""
         config = self._generation_config(sampling)
         self.model.generation_config = config  # else values that are None are filled in from the model's own
-        with torch.inference_mode():
+        new = []
+        for start in range(0, len(prompts), self.in_flight):
+            inputs = self.tokenizer.pad(
+                {"input_ids": prompts[start : start + self.in_flight]}, padding_side="left", return_tensors="pt"
+            ).to(self.device)
             output = self.model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
                 tokenizer=self.tokenizer if sampling.stop else None,
             )
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        completions = [self._completion(ids, sampling.max_tokens) for ids in new]
-        return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
+            new += output[:, inputs["input_ids"].shape[1] :].tolist()
+        return new
 
     def _generation_config(self, sampling: Sampling) -> Any:
         from transformers import GenerationConfig
@@ -206,7 +242,6 @@ class TransformersBackend:
         sampled = sampling.temperature > 0
         return GenerationConfig(
             max_new_tokens=sampling.max_tokens,
-            num_return_sequences=sampling.n,
             do_sample=sampled,
             temperature=sampling.temperature if sampled else None,
             top_p=sampling.top_p if sampled else None,
@@ -228,3 +263,18 @@ class TransformersBackend:
         return Completion(
             self.tokenizer.decode(ids[:end], skip_special_tokens=True), end, "stop" if stopped else "length"
         )
+
+
+def rows_that_fit(model: Any, max_length: int) -> int:
+    """How many sequences of `max_length` tokens have room for keys and values, and for logits, in the memory left."""
+    import psutil
+    import torch
+
+    config = model.config.get_text_config()
+    attention = getattr(config, "num_attention_heads", None)
+    heads = getattr(config, "num_key_value_heads", None) or attention or 0
+    head = getattr(config, "head_dim", None) or (config.hidden_size // attention if attention else 0)
+    token = 2 * config.num_hidden_layers * heads * head * model.dtype.itemsize
+    row = 2 * token * max_length + 12 * config.vocab_size  # twice, as the batch is copied when others join it
+    free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    return int(0.8 * free / row)
