@@ -7,7 +7,6 @@ every process has one thread.
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +18,7 @@ from conftest import ROOT, STARTER, read_rows, write_jsonl
 
 from grpo_math.arithmetic import sum_problems
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("slurmctld") is None or os.geteuid() != 0,
-    reason="no Slurm daemons, or not root: apt-get install slurm-wlm munge; make test-cluster",
-)
+pytestmark = pytest.mark.slow
 SMALL = [
     *("--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--num_generations", 4),
     *("--max_completion_length", 12, "--gradient_checkpointing", "false", "--reward_funcs", "accuracy", "format"),
@@ -288,3 +284,28 @@ def test_two_processes_on_each_of_two_nodes(project):
     log = job.wait()
     assert "2 x 2 processes" in log and "16 questions x 4 completions = 64" in log
     assert len(list((project / "run/checkpoint-1").glob("rng_state_*.pth"))) == 4
+
+
+def first_step(project, name, per_device, options):
+    """What one step of plain gradient descent on given completions (greedy ones) adds to the weights."""
+    from safetensors.torch import load_file
+
+    greedy = ["--top_k", 1, "--advantage", "no_baseline", "--reward_funcs", "format", "accuracy_lenient"]
+    descent = ["--optim", "sgd", "--learning_rate", 1, "--warmup_steps", 0, "--max_grad_norm", 0, "--max_steps", 1]
+    sizes = ["--per_device_train_batch_size", per_device]
+    job = Job(project, STARTER, *SMALL, *greedy, *descent, *sizes, "--output_dir", name, options=options)
+    assert "64 completions a step" in job.wait()
+    before, after = (load_file(f / "model.safetensors") for f in (STARTER, project / name / "checkpoint-final"))
+    return {key: after[key] - before[key] for key in before}
+
+
+def test_gradients_do_not_depend_on_the_number_of_processes(project):
+    import torch
+
+    alone = first_step(project, "one", 32, ["--nodes=1"])
+    size = torch.cat([change.flatten() for change in alone.values()]).norm()
+    assert size > 0
+    for name, per_device, options in (("two", 16, ["--nodes=2"]), ("four", 8, ["--nodes=2", "--gres=gpu:2"])):
+        other = first_step(project, name, per_device, options)
+        difference = torch.cat([(other[key] - alone[key]).flatten() for key in alone]).norm()
+        assert difference <= 1e-4 * size, (name, difference / size)  # of differences of float32 weights

@@ -1,4 +1,4 @@
-"""The memory estimate of --dry_run beside what a real run takes: its highest resident memory, measured by the kernel."""
+"""The memory estimate of --dry_run beside the highest resident memory of a real run, as the kernel measures it."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from conftest import ROOT, STARTER, script, write_jsonl
 
 from grpo_math.arithmetic import sum_problems
 
+pytestmark = pytest.mark.slow
 RUN = [
     *("--train_data", "train.jsonl", "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2),
     *("--num_generations", 4, "--reward_funcs", "length", "--report_to", "none", "--save_steps", 100),

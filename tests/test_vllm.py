@@ -1,6 +1,5 @@
 """Both evaluators on the same questions, with a real vLLM (its CPU build where there is no GPU): make test-vllm."""
 
-import importlib.util
 import json
 import shutil
 
@@ -9,9 +8,7 @@ from conftest import STARTER, kill_after, read_rows, script, write_jsonl
 
 from grpo_math.arithmetic import sum_problems
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed here: make test-vllm makes a place with it"
-)
+pytestmark = pytest.mark.slow
 QUESTIONS = 200
 
 
@@ -85,3 +82,28 @@ def test_killed_evaluation_ends_with_the_same_rows(data, tmp_path):
         kill_after(command, tmp_path, path, 60 * batches)
     evaluate("vllm", STARTER, data, tmp_path, *settings)
     assert path.read_bytes() == (tmp_path / "whole/evals/vllm.jsonl").read_bytes()
+
+
+def test_a_colocated_engine_follows_the_weights(tmp_path):
+    """Training on what vLLM writes: after two steps at a high learning rate its greedy completions are others."""
+    problems = sum_problems(8, -99, 99, seed=3)
+    rows = [{"question": p.question, "answer": str(p.answer), "task": "arithmetic"} for p in problems]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    done = script(
+        [
+            *("train_grpo.py", STARTER, "--train_data", "train.jsonl", "--use_vllm", "true", "--output_dir", "run"),
+            *("--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 1, "--num_generations", 4),
+            *("--top_k", 1, "--advantage", "no_baseline", "--reward_funcs", "format", "accuracy_lenient"),
+            *("--learning_rate", "3e-3", "--lr_scheduler_type", "constant", "--max_steps", 4, "--report_to", "none"),
+            *("--max_completion_length", 16, "--gradient_checkpointing", "false", "--give_up_after", 0),
+        ],
+        tmp_path,
+        timeout=900,
+        VLLM_CPU_KVCACHE_SPACE="1",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    logged = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "reward" in row]
+    # Greedy completions of the same eight questions in every step, so only new weights can change them...
+    assert len({(row["completions/mean_length"], row["reward"]) for row in logged}) > 1, logged
+    # ... and they are the trainer's weights: its probabilities of vLLM's completions are vLLM's own (which are bfloat16).
+    assert all(row["sampling/sampling_logp_difference/mean"] < 0.02 for row in logged), logged
