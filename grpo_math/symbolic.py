@@ -48,7 +48,7 @@ def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
         raise ValueError(f"unknown mark {mark!r}: known marks are {', '.join(MARKS)}")
     if parse_number(gold) is not None:
         return grade_number(completion, gold, mark)
-    answers = _answers(completion)
+    answers = marked_answers(completion)
     if not answers:
         return Verdict(False, False, "", "none")
     rule, (_, text) = max(answers.items(), key=lambda answer: answer[1][0])
@@ -59,8 +59,8 @@ def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
     return Verdict(bool(strict), bool(lenient), text, rule, failed=lenient is None or strict is None)
 
 
-def _answers(completion: str) -> dict[str, tuple[int, str]]:
-    """The last answer behind each mark, and where it starts."""
+def marked_answers(completion: str) -> dict[str, tuple[int, str]]:
+    """The last answer behind each mark, and where it starts. Of marks that the completion does not use: nothing."""
     answers: dict[str, tuple[int, str]] = {}
     for start, mark, match in marked(answer_scope(completion)):
         if mark not in answers and (content := _trimmed(match["text"], mark)):
