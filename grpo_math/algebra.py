@@ -46,7 +46,7 @@ class Question(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """A formula as text, its value, what it is the same as (`key`) and its loosest operation: 0 for `+ -`, 1 for `*`."""
+    """A formula, its value, what makes it the same as another (`key`), its loosest operation: 0 `+ -`, 1 `*`, 2 none."""
 
     text: str
     value: int
@@ -96,7 +96,7 @@ def in_x(coefficients: list[int]) -> Polynomial:
 
 
 def polynomial_question(rng: random.Random, min_num: int, max_num: int) -> Question:
-    """Two or three linear or quadratic factors with coefficients in `min_num..max_num`, and sometimes a number before."""
+    """Two or three factors of degree 1 or 2 with coefficients in `min_num..max_num`, sometimes with a number before."""
     lead = rng.choice((1, 1, rng.randint(min_num, max_num) or 2))
     factors = []
     for _ in range(rng.randint(2, MOST_FACTORS)):
@@ -127,8 +127,8 @@ def distinct(draw: Callable[[random.Random], Question], num_problems: int, seed:
         found.setdefault(question.key, question)
         if fruitless > 1000 + 10 * len(found):
             raise ValueError(
-                f"--num_problems {num_problems}: only {len(found)} distinct problems were found; ask for fewer, or widen "
-                "--min_num/--max_num or --depth"
+                f"--num_problems {num_problems}: only {len(found)} distinct problems were found; ask for fewer, or "
+                "widen --min_num/--max_num or --depth"
             )
     return list(found.values())
 
@@ -147,9 +147,8 @@ def make_questions(
         questions = [question for part in parts for question in part]
         random.Random(seed).shuffle(questions)
         return questions
-    low, high = (
-        given if given is not None else own for given, own in zip((min_num, max_num), RANGES[kind], strict=True)
-    )
+    low, high = RANGES[kind]
+    low, high = low if min_num is None else min_num, high if max_num is None else max_num
     if low > high:
         raise ValueError(f"--min_num {low} is above --max_num {high}")
     if kind == "sum":

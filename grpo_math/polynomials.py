@@ -22,9 +22,8 @@ Monomial = tuple[tuple[str, int], ...]  # (variable, exponent) by name, without 
 Polynomial = dict[Monomial, Fraction]  # without zero coefficients; {} is 0
 
 _NUMBER = r"\d{1,50}(?:\.\d{1,50}|\s?/\s?\d{1,50})?"
-_FACTOR = re.compile(
-    rf"\s*(?:(?P<number>{_NUMBER})|(?P<name>[a-zA-Z])(?:\s?\^\s?(?P<exponent>\d{{1,3}}))?)\s*(?P<times>\*?)"
-)
+_VARIABLE = r"(?P<name>[a-zA-Z])(?:\s?\^\s?(?P<exponent>\d{1,3}))?"
+_FACTOR = re.compile(rf"\s*(?:(?P<number>{_NUMBER})|{_VARIABLE})\s*(?P<times>\*?)")
 _SIGN = re.compile(r"\s*([-+])")
 _POWER = re.compile(r"(?<=[a-zA-Z])\s?\*\*\s?(?=\d)")  # Python's; elsewhere ** is bold
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -125,13 +124,12 @@ def grade_polynomial(completion: str, gold: str, mark: str) -> Verdict:
     right = parse_polynomial(gold)
     if right is None:
         raise ValueError(f"the gold answer {gold[:60]!r} is not a polynomial")
-    answers = {
-        name: (start, text.rpartition("=")[2].strip()) for name, (start, text) in marked_answers(completion).items()
-    }
-    if not answers:
+    found = marked_answers(completion)
+    if not found:
         return Verdict(False, False, "", "none")
-    rule, (_, text) = max(answers.items(), key=lambda answer: answer[1][0])
-    polynomial = parse_polynomial(text)
-    if mark in answers and parse_polynomial(answers[mark][1]) == polynomial:
-        rule, text = mark, answers[mark][1]
-    return Verdict(polynomial == right and rule == mark, polynomial == right, text, rule)
+    answers = {name: text.rpartition("=")[2].strip() for name, (_, text) in found.items()}
+    rule = max(found, key=lambda name: found[name][0])
+    polynomial = parse_polynomial(answers[rule])
+    if mark in answers and parse_polynomial(answers[mark]) == polynomial:
+        rule = mark
+    return Verdict(polynomial == right and rule == mark, polynomial == right, answers[rule], rule)

@@ -28,7 +28,7 @@ from grpo_math.symbolic import grade_symbolic
 
 
 def number_closeness(answer: str, gold: str) -> float:
-    """1 less the relative error of a number (of the absolute one where gold is below 1), at least 0; 0 for no number."""
+    """1 less a number's relative error (the absolute one where gold is below 1), at least 0; 0 for what is no number."""
     ours, theirs = parse_number(answer), parse_number(gold)
     if ours is None or theirs is None:
         return 0.0
@@ -83,7 +83,7 @@ def get_task(name: str) -> Task:
     """The task called `name`; a `UsageError` that lists the known ones when there is none."""
     if name not in TASKS:
         raise UsageError(
-            f"unknown task {name!r}: known tasks are {', '.join(TASKS)}; or pass --task with the dotted path of your own"
+            f"unknown task {name!r}: known tasks are {', '.join(TASKS)}; or give the dotted path of your own"
         )
     return TASKS[name]
 
@@ -161,9 +161,7 @@ def _checked_row(raw: dict[str, Any], where: str, task: str | None) -> dict[str,
     if canonical is None:
         hint = "; for GSM8K's own files run prepare_gsm8k.py first" if "####" in str(answer) else ""
         if name == "custom" and not hint:
-            hint = (
-                ", which are numbers; for LaTeX pass --task math, for polynomials --task polynomial, else write a task"
-            )
+            hint = " (numbers); for LaTeX pass --task math, for polynomials --task polynomial"
         raise UsageError(f"{where}: 'answer' {str(answer)[:60]!r} is not an answer to task {name!r}{hint}")
     return {**raw, "question": question, "answer": canonical, "task": name}
 
