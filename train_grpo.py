@@ -26,7 +26,7 @@ from grpo_math.arguments import (
 )
 from grpo_math.errors import UsageError, run
 from grpo_math.generation import Loading, load_config, load_tokenizer
-from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids
+from grpo_math.prompts import asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
 from grpo_math.tasks import choose_style, fingerprint, load_rows
@@ -46,17 +46,14 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) -> Any:
+def build_dataset(rows: list[dict[str, Any]], prompts: list) -> Any:
     """One row per question: the prompt, and every field that all rows have, for the reward functions."""
     from datasets import Dataset
 
     shared = [key for key in rows[0] if key not in ("prompt", "solution") and all(key in row for row in rows)]
     try:
         return Dataset.from_list(
-            [
-                {**{key: row[key] for key in shared}, "prompt": build_prompt(style, row["question"], chat)}
-                for row in rows
-            ]
+            [{**{key: row[key] for key in shared}, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
         )
     except Exception as error:  # pyarrow's errors for fields of mixed types share no base of their own
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
@@ -95,9 +92,10 @@ def build_trainer(
     record: dict[str, Any],
 ) -> GRPOTrainer:
     from transformers import PrinterCallback, ProgressCallback
-    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
+    from grpo_math.stopping import StopsAtStrings
 
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -107,7 +105,7 @@ def build_trainer(
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
-    trainer = GRPOTrainer(
+    trainer = StopsAtStrings(
         model=source.path,
         reward_funcs=rewards,
         args=args,
@@ -153,6 +151,7 @@ def main() -> None:
         check_weights,
         machine_defaults,
         plan_batches,
+        stop_arguments,
     )
 
     machine, notes = machine_defaults()
@@ -172,12 +171,14 @@ def main() -> None:
     loading = Loading(revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code)
     context = getattr(load_config(source, loading), "max_position_embeddings", None)
     tokenizer = load_tokenizer(source, loading)
-    chat = tokenizer.chat_template is not None
-    dataset = build_dataset(rows, style, chat)
-    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, list(dataset["prompt"])))
+    chat = asks_in_chat(style, tokenizer)
+    prompts = build_prompts(style, [row["question"] for row in rows], tokenizer)
+    dataset = build_dataset(rows, prompts)
+    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, prompts))
     check_context(longest, args.max_completion_length, context)
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
+    args.generation_kwargs = stop_arguments(stop_strings(chat, style), args)
 
     own = {
         "model": source.path,

@@ -46,7 +46,7 @@ class Question(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """A formula, its value, what makes it the same as another (`key`), its loosest operation: 0 `+ -`, 1 `*`, 2 none."""
+    """A formula, its value, what makes two the same (`key`), and its loosest operation: 0 `+ -`, 1 `*`, 2 none."""
 
     text: str
     value: int

@@ -111,6 +111,24 @@ def check_combinations(arguments: argparse.Namespace) -> None:
         )
 
 
+def stop_arguments(stop: tuple[str, ...], arguments: Any) -> dict[str, Any] | None:
+    """TRL's `generation_kwargs` that end a completion at any string of `stop`; what the user gives there wins.
+
+    Raises:
+        UsageError: completions are generated in a way that has no stop strings.
+    """
+    if not stop:
+        return arguments.generation_kwargs
+    if arguments.use_transformers_continuous_batching:
+        raise UsageError(
+            "--use_transformers_continuous_batching: has no stop strings, which plain-text prompts need; leave it out"
+        )
+    ours = (
+        {"stop": list(stop), "include_stop_str_in_output": True} if arguments.use_vllm else {"stop_strings": list(stop)}
+    )
+    return {**ours, **(arguments.generation_kwargs or {})}
+
+
 def check_launch(world_size: int) -> None:
     """Processes that were launched together must train together, or each would make a model of its own."""
     launched = launched_processes()

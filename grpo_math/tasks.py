@@ -28,7 +28,7 @@ from grpo_math.symbolic import grade_symbolic
 
 
 def number_closeness(answer: str, gold: str) -> float:
-    """1 less a number's relative error (the absolute one where gold is below 1), at least 0; 0 for what is no number."""
+    """1 less a number's relative error (the absolute one where gold is below 1), at least 0; 0 for no number."""
     ours, theirs = parse_number(answer), parse_number(gold)
     if ours is None or theirs is None:
         return 0.0
