@@ -142,7 +142,7 @@ def main() -> None:
         raise UsageError("no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder")
     rows = load_rows(options.train_data, options.task)
     style = choose_style(options.prompt, rows)
-    rewards = build_rewards(options.reward_funcs, style)
+    build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
 
     from grpo_math.preflight import (
         check_combinations,
@@ -193,6 +193,7 @@ def main() -> None:
         return
     for line in [f"run          {args.output_dir}", *plan.lines(len(rows), args.num_generations), *notes]:
         say(line)
+    rewards = build_rewards(options.reward_funcs, style, args.max_completion_length)
     configure_tracking(args, options.gives("report_to"))
     trainer = build_trainer(source, args, model_args, tokenizer, dataset, rewards, record)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -63,12 +63,12 @@ def marked_answers(completion: str) -> dict[str, tuple[int, str]]:
     """The last answer behind each mark, and where it starts. Of marks that the completion does not use: nothing."""
     answers: dict[str, tuple[int, str]] = {}
     for start, mark, match in marked(answer_scope(completion)):
-        if mark not in answers and (content := _trimmed(match["text"], mark)):
+        if mark not in answers and (content := trimmed_answer(match["text"], mark)):
             answers[mark] = (start, content)
     return answers
 
 
-def _trimmed(text: str, mark: str) -> str:
+def trimmed_answer(text: str, mark: str) -> str:
     """An answer without the delimiters of mathematics around it, and without the rest of its sentence."""
     if mark == "phrase" and (end := _SENTENCE_END.search(text)):
         text = text[: end.start()]
