@@ -12,8 +12,8 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from grpo_math.answers import MARKS, Verdict, plain
-from grpo_math.symbolic import marked_answers
+from grpo_math.answers import plain
+from grpo_math.grading import grader
 
 MAX_POLYNOMIAL = 500  # characters
 MAX_DEGREE = 100  # of one variable in one term
@@ -111,25 +111,5 @@ def matching_terms(answer: str, gold: str) -> float:
     return alike / len(ours.keys() | theirs.keys()) if ours or theirs else 1.0
 
 
-def grade_polynomial(completion: str, gold: str, mark: str) -> Verdict:
-    """Whether `completion` gives the polynomial `gold`: strictly, behind `mark`, and leniently, behind any mark.
-
-    The last marked answer counts; of `f(x) = 3x + 1` that is what stands behind the last equals sign.
-
-    Raises:
-        ValueError: there is no such mark, or `gold` is no polynomial.
-    """
-    if mark not in MARKS:
-        raise ValueError(f"unknown mark {mark!r}: known marks are {', '.join(MARKS)}")
-    right = parse_polynomial(gold)
-    if right is None:
-        raise ValueError(f"the gold answer {gold[:60]!r} is not a polynomial")
-    found = marked_answers(completion)
-    if not found:
-        return Verdict(False, False, "", "none")
-    answers = {name: text.rpartition("=")[2].strip() for name, (_, text) in found.items()}
-    rule = max(found, key=lambda name: found[name][0])
-    polynomial = parse_polynomial(answers[rule])
-    if mark in answers and parse_polynomial(answers[mark]) == polynomial:
-        rule = mark
-    return Verdict(polynomial == right and rule == mark, polynomial == right, answers[rule], rule)
+# Whether a completion gives the polynomial that is right.
+grade_polynomial = grader(canonical_polynomial)

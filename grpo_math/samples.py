@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from grpo_math.answers import Verdict, marked
+from grpo_math.grading import trimmed_answer
 from grpo_math.prompts import PromptStyle
-from grpo_math.symbolic import trimmed_answer
 from grpo_math.tasks import TASKS
 
 LEAST_REASONING = 10  # characters of its own that a reasoning tag must hold to be one
@@ -97,9 +97,11 @@ class Sample:
 
     def _is_answer(self, text: str) -> bool:
         """Whether it could be an answer to the task, and is not what stands for one in the instructions."""
-        text = text.rpartition("=")[2].strip()
+        text, canonical = text.strip(), TASKS[self.task].canonical
         instead = [group for groups in _PLACEHOLDER.findall(self.style.system) for group in groups]
-        return any(map(str.isalnum, text)) and text not in instead and TASKS[self.task].canonical(text) is not None
+        if not any(map(str.isalnum, text)) or text in instead:
+            return False
+        return canonical(text) is not None or canonical(text.rpartition("=")[2]) is not None
 
     @cached_property
     def tag_share(self) -> float:
@@ -111,7 +113,7 @@ class Sample:
         tags = [f"<{slash}{name}>" for name in self.style.tags for slash in ("", "/")]
         found = [match for match in _TAG.finditer(whole) if match[0] in tags]
         order = [tags.index(match[0]) for match in found]
-        if order != sorted(set(order)):
+        if not found or order != sorted(set(order)):
             return 0.0
         ends = [*(match.start() for match in found[1:]), len(whole)]
         right: set[int] = set()
