@@ -72,7 +72,7 @@ TASKS = {
     for task in (
         Task("gsm8k", prompt="hash"),
         Task("arithmetic", prompt="answer_tag"),
-        Task("polynomial", "answer_tag", grade_polynomial, canonical_polynomial, matching_terms),
+        Task("polynomial", "think_answer", grade_polynomial, canonical_polynomial, matching_terms),
         Task("custom", prompt="answer_tag"),
         Task("math", prompt="boxed", grade=grade_symbolic, canonical=latex_answer),
     )
