@@ -33,7 +33,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 def _parse(text: str) -> tuple[tuple[Monomial, Fraction], ...] | None:
     if len(text) > MAX_POLYNOMIAL:
         return None
-    text = plain(_POWER.sub("^", text)).rstrip(" .")
+    text = plain(_POWER.sub("^", text)).strip(" .$")
     text = _THOUSANDS.sub("", text)
     if text.startswith("(") and text.endswith(")") and text.count("(") == 1:
         text = text[1:-1]

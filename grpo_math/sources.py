@@ -42,9 +42,8 @@ def load_splits(
         if split not in wanted:
             raise UsageError(f"--source {source}: is taken for the {split} split, which --splits leaves out")
         return {SPLITS[split]: _local_split(path)}
-    files = {split: path / f"{split}.jsonl" for split in wanted}
-    if any(file.is_file() for file in files.values()):
-        return {SPLITS[split]: _local_split(file) for split, file in files.items()}
+    if any((path / f"{split}.jsonl").is_file() for split in SPLITS):
+        return {SPLITS[split]: _local_split(path / f"{split}.jsonl") for split in wanted}
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise UsageError(f"--source {source}: no such file or folder, and not a Hub id like {hub_id}")
     return _hub_splits(source, config, wanted)
