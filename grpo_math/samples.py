@@ -18,6 +18,7 @@ from grpo_math.tasks import TASKS
 
 LEAST_REASONING = 10  # characters of its own that a reasoning tag must hold to be one
 ASIDE = 30  # characters that may follow the answer: a unit, a bracket, a full stop, but no reasoning
+COPIED = 8  # characters in a row that stand in the question too are copied from it
 SHINGLE = 16  # characters: what stands in a text twice at this length is a repetition, and no coincidence
 
 _TAG = re.compile(r"</?\w{1,20}>")
@@ -39,19 +40,17 @@ def _plain_letters(text: str) -> str:
     return " ".join(text.split())
 
 
-def _trigrams(text: str) -> set[str]:
-    text = _plain_letters(text)
-    found = {text[i : i + 3] for i in range(len(text) - 2)}
-    return {each for each in found if any(map(str.isalnum, each))}
-
-
 def own_length(text: str, *known: str) -> int:
     """How many characters long `text` is, without its repetitions and without what it has from the texts `known`.
 
-    Counted as the three-character sequences that are new, so a copy with small changes is still a copy.
+    Counted as the different three-character sequences with a letter or digit, outside of what is copied.
     """
-    new = _trigrams(text).difference(*map(_trigrams, known))
-    return len(new) + 2 if new else 0
+    text = _plain_letters(text)
+    sources = {each[i : i + COPIED] for each in map(_plain_letters, known) for i in range(len(each) - COPIED + 1)}
+    copied = {j for i in range(len(text)) if text[i : i + COPIED] in sources for j in range(i, i + COPIED)}
+    own = {text[i : i + 3] for i in range(len(text) - 2) if i not in copied}
+    count = sum(any(map(str.isalnum, each)) for each in own)
+    return count + 2 if count else 0
 
 
 def repeated_share(text: str) -> float:
