@@ -232,3 +232,25 @@ def test_without_stop_strings_there_is_nothing_to_mask(trainer, monkeypatch):
     trainer, _ = trainer
     monkeypatch.setattr(trainer, "stop", [])
     assert trainer._generate(["Question: What is 1 minus 50?\nAnswer:"] * 4)[2] is None
+
+
+@pytest.mark.parametrize("padding", ["own", "end"])
+def test_evaluation_counts_what_a_stop_string_ends_as_whole(padding, tmp_path):
+    """At the cap too, and without the padding behind it, which may be the end token."""
+    from grpo_math.generation import Loading, Sampling, TransformersBackend
+    from grpo_math.runs import resolve_model
+
+    tokenizer = with_template(None)
+    if padding == "end":
+        tokenizer.pad_token = tokenizer.eos_token
+    source = resolve_model(str(STARTER))
+    backend = TransformersBackend(source, Loading(), tokenizer, 100, SimpleNamespace())
+    prompts = tokenizer([f"Question: What is {n} minus 50?\nAnswer:" for n in range(20)])["input_ids"]
+    sampling = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=4, seed=0, stop=("-",))
+    completions = [each for samples in backend.generate(prompts, sampling) for each in samples]
+    stopped = [each for each in completions if "-" in each.text]
+    assert len(stopped) >= 5 and any(each.tokens == 4 for each in stopped)
+    for each in stopped:
+        assert each.finish_reason == "stop" and each.text.endswith("-")
+        assert each.tokens == len(tokenizer(each.text)["input_ids"])
+    assert any(each.finish_reason == "length" for each in completions if each not in stopped)

@@ -251,7 +251,7 @@ def test_a_right_answer_is_worth_more_than_any_wrong_one_at_every_length():
 
 
 def test_penalties_leave_real_solutions_alone(gsm8k):
-    """Real solutions repeat a little: names, and the phrase for what is asked. Very few are nothing but the question."""
+    """Real solutions repeat a little: names, and the phrase for what is asked. Very few say nothing of their own."""
     rows = read_rows(gsm8k / "test.jsonl")[:400]
     repeats = [call("repetition", "hash", [row["answer"]])[0] for row in rows]
     assert sorted(repeats)[len(rows) // 2] > -0.02 and min(repeats) > -0.3
