@@ -137,7 +137,7 @@ class Sample:
     @property
     def fits_exactly(self) -> bool:
         """Whether it keeps to its style to the letter, with nothing around it."""
-        content = next((match["text"] for _, mark, match in marked(self.text) if mark == self.style.mark), "")
-        whole = self.style.opening + self.text
-        exact = re.fullmatch(self.style.pattern, whole, re.S) is not None
-        return self.fits and exact and self._is_answer(trimmed_answer(content, self.style.mark))
+        if not self.fits or re.fullmatch(self.style.pattern, self.style.opening + self.text, re.S) is None:
+            return False
+        content = next(match["text"] for _, mark, match in marked(self.text) if mark == self.style.mark)
+        return self._is_answer(trimmed_answer(content, self.style.mark))

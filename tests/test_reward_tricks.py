@@ -2,6 +2,7 @@
 
 import random
 import string
+import time
 
 import pytest
 from conftest import read_rows
@@ -326,3 +327,27 @@ def test_every_reward_takes_every_styles_own_example(style):
             continue
         (score,) = call(f"{name}:short=5" if name == "length" else name, style.name, [style.example], tokens=10)
         assert score >= (-0.1 if name in ("length", "repetition") else 0.9), (name, score)
+
+
+PIECES = [
+    "<answer>",
+    "<answer>1</answer>",
+    "<think>",
+    "\\boxed{",
+    "\\boxed{1}",
+    "#### 1\n",
+    "The answer is ",
+    "\n",
+    "a",
+]
+PIECES += ["x^", "+x", "<", "$", "=", "\u200b", "\ufb03", "Question: 1\n"]  # one that becomes three letters
+
+
+@pytest.mark.parametrize("style", ["think_answer", "hash", "boxed", "plain"])
+def test_no_text_takes_long(style):
+    """Whatever a model writes, 20,000 characters of it, in the numeric and the polynomial task."""
+    for task, gold in (("gsm8k", "72"), ("polynomial", "x^2 + 1")):
+        for name in set(REGISTRY) - {"xml_count"}:
+            started = time.process_time()
+            call(name, style, [(piece * 20_000)[:20_000] for piece in PIECES], [gold] * len(PIECES), task=task)
+            assert time.process_time() - started < 0.2 * len(PIECES), name
