@@ -29,7 +29,7 @@ from grpo_math.arguments import (
 )
 from grpo_math.errors import STOPPED, UsageError, run, tell_job
 from grpo_math.generation import Loading, load_config, load_tokenizer
-from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids
+from grpo_math.prompts import asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
 from grpo_math.tasks import choose_style, fingerprint, load_rows
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
     from trl import GRPOConfig, ModelConfig
 
-    from grpo_math.trainer import MathGRPOTrainer
+    from grpo_math.stopping import StopsAtStrings
 
 
 def say(line: str) -> None:
@@ -52,28 +52,25 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) -> Any:
+def build_dataset(rows: list[dict[str, Any]], prompts: list) -> Any:
     """One row per question: the prompt, and every field that all rows have, for the reward functions."""
     from datasets import Dataset
 
     shared = [key for key in rows[0] if key not in ("prompt", "solution") and all(key in row for row in rows)]
     try:
         return Dataset.from_list(
-            [
-                {**{key: row[key] for key in shared}, "prompt": build_prompt(style, row["question"], chat)}
-                for row in rows
-            ]
+            [{**{key: row[key] for key in shared}, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
         )
     except Exception as error:  # pyarrow's errors for fields of mixed types share no base of their own
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
 
 
-def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> MathGRPOTrainer:
+def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> StopsAtStrings:
     from transformers import PrinterCallback, ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
-    from grpo_math.trainer import MathGRPOTrainer
+    from grpo_math.stopping import StopsAtStrings
 
     args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {
@@ -84,7 +81,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
-    trainer = MathGRPOTrainer(
+    trainer = StopsAtStrings(
         **plan.ours,
         model=plan.source.path,
         reward_funcs=plan.rewards,
@@ -100,7 +97,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     return trainer
 
 
-def save_final(trainer: MathGRPOTrainer, record: dict[str, Any]) -> Path:
+def save_final(trainer: StopsAtStrings, record: dict[str, Any]) -> Path:
     """Save the trained model, on all ranks, under a temporary name that becomes `checkpoint-final` when it is whole."""
     final = Path(trainer.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")
@@ -140,10 +137,10 @@ def prepare(options: Options) -> Plan:
         raise UsageError("no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder")
     rows = load_rows(options.train_data, options.task)
     style = choose_style(options.prompt, rows)
-    rewards = build_rewards(options.reward_funcs, style)
+    build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
 
     from grpo_math.launch import check_launch, machine_defaults
-    from grpo_math.preflight import check_context, check_weights, conflicts, plan_batches
+    from grpo_math.preflight import check_context, check_weights, conflicts, plan_batches, stop_arguments
 
     machine, notes = machine_defaults()
     trl_args = parse_trl_arguments(options, machine)
@@ -165,12 +162,15 @@ def prepare(options: Options) -> Plan:
     loading = Loading(revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code)
     model_config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
-    chat = tokenizer.chat_template is not None
-    dataset = build_dataset(rows, style, chat)
-    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, list(dataset["prompt"])))
+    chat = asks_in_chat(style, tokenizer)
+    prompts = build_prompts(style, [row["question"] for row in rows], tokenizer)
+    dataset = build_dataset(rows, prompts)
+    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, prompts))
     check_context(longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None))
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
+    args.generation_kwargs = stop_arguments(stop_strings(chat, style), args)
+    rewards = build_rewards(options.reward_funcs, style, args.max_completion_length)
     own = {
         "model": source.path,
         "task": task,

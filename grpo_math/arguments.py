@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from grpo_math.errors import UsageError
+from grpo_math.prompts import STYLES
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -123,10 +124,17 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--train_data", metavar="JSONL", default="data/gsm8k/train.jsonl", help="rows of question and answer"
     )
-    parser.add_argument("--task", help="how answers are checked (default: what the rows say)")
-    parser.add_argument("--prompt", help="prompt style (default: the task's)")
     parser.add_argument(
-        "--reward_funcs", nargs="+", metavar="NAME", default=REWARDS, help="known names or dotted paths of your own"
+        "--task",
+        help="how answers are checked: a known name or the dotted path of your own (default: what the rows say)",
+    )
+    parser.add_argument("--prompt", help=f"prompt style (default: the task's): {', '.join(STYLES)}")
+    parser.add_argument(
+        "--reward_funcs",
+        nargs="+",
+        metavar="NAME",
+        default=REWARDS,
+        help="known names, with settings as in accuracy:wrong=-1, or dotted paths of your own",
     )
     parser.add_argument(
         "--advantage",

@@ -207,7 +207,7 @@ class TransformersBackend:
                 self.in_flight //= 2
                 print(f"out of memory: on with {self.in_flight} completions at a time", file=sys.stderr)
             torch.cuda.empty_cache()
-        completions = [self._completion(ids, sampling.max_tokens) for ids in new]
+        completions = [self._completion(ids, sampling) for ids in new]
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
     def _decode(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
@@ -252,17 +252,16 @@ class TransformersBackend:
             pad_token_id=self.tokenizer.pad_token_id,
         )
 
-    def _completion(self, ids: list[int], max_tokens: int) -> Completion:
+    def _completion(self, ids: list[int], sampling: Sampling) -> Completion:
         """Cut a row of the batch after its end token, or before the padding that follows a stop string."""
-        end = next((i + 1 for i, token in enumerate(ids) if token in self.end_tokens), None)
-        if end is None:
-            end = len(ids)
-            while end and ids[end - 1] == self.tokenizer.pad_token_id:
+        end = next((i + 1 for i, token in enumerate(ids) if token in self.end_tokens), len(ids))
+        ended = end > 0 and ids[end - 1] in self.end_tokens
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        if stopped := any(string in text for string in sampling.stop):
+            while end and ids[end - 1] in (self.tokenizer.pad_token_id, *self.end_tokens):
                 end -= 1
-        stopped = end < max_tokens or (end > 0 and ids[end - 1] in self.end_tokens)
-        return Completion(
-            self.tokenizer.decode(ids[:end], skip_special_tokens=True), end, "stop" if stopped else "length"
-        )
+        whole = stopped or ended or end < sampling.max_tokens
+        return Completion(text, end, "stop" if whole else "length")
 
 
 def rows_that_fit(model: Any, max_length: int) -> int:

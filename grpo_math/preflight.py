@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from grpo_math.errors import UsageError
 from grpo_math.launch import launched_processes, strategy
@@ -138,6 +139,24 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def stop_arguments(stop: tuple[str, ...], arguments: Any) -> dict[str, Any] | None:
+    """TRL's `generation_kwargs` that end a completion at any string of `stop`; what the user gives there wins.
+
+    Raises:
+        UsageError: completions are generated in a way that has no stop strings.
+    """
+    if not stop:
+        return arguments.generation_kwargs
+    if arguments.use_transformers_continuous_batching:
+        raise UsageError(
+            "--use_transformers_continuous_batching: has no stop strings, which plain-text prompts need; leave it out"
+        )
+    ours = (
+        {"stop": list(stop), "include_stop_str_in_output": True} if arguments.use_vllm else {"stop_strings": list(stop)}
+    )
+    return {**ours, **(arguments.generation_kwargs or {})}
 
 
 def check_weights(weights: list[float] | None, rewards: list[str]) -> None:

@@ -105,5 +105,5 @@ def test_a_colocated_engine_follows_the_weights(tmp_path):
     logged = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "reward" in row]
     # Greedy completions of the same eight questions in every step, so only new weights can change them...
     assert len({(row["completions/mean_length"], row["reward"]) for row in logged}) > 1, logged
-    # ... and they are the trainer's weights: its probabilities of vLLM's completions are vLLM's own (which are bfloat16).
+    # ... and they are the trainer's weights: both give vLLM's completions the same probabilities (vLLM's are bfloat16).
     assert all(row["sampling/sampling_logp_difference/mean"] < 0.02 for row in logged), logged
