@@ -117,6 +117,11 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             spread.startswith("fsdp") and a.gradient_checkpointing and _env_true("FSDP_ACTIVATION_CHECKPOINTING"),
             "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two",
         ),
+        (
+            a.eval_strategy != "no" or a.eval_on_start,
+            "--eval_strategy and --eval_on_start: would report rewards; --eval_size N reports accuracy",
+        ),
+        (a.eval_steps < 1 or a.eval_steps % 1, f"--eval_steps {a.eval_steps:g}: must be a whole number of steps"),
         (a.save_only_model, "--save_only_model: leaves out the optimizer, so the run could not be continued"),
         (
             a.save_steps >= 1 and a.save_steps % every,
