@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 50,
     "save_total_limit": 3,
     "eval_steps": 50,  # of --eval_size
+    "lora_dropout": 0.0,  # TRL samples with it: what is trained would not be what has written the completions
     "log_completions": True,
     "num_completions_to_print": 0,
     "report_to": ["tensorboard"],
