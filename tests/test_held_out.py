@@ -44,6 +44,18 @@ def test_it_is_what_the_evaluator_finds_and_training_does_not_notice(folder):
         [
             ["train_grpo.py", STARTER, *RUN, "--output_dir", "with", "--eval_size", 30, "--eval_steps", 2],
             ["train_grpo.py", STARTER, *RUN, "--output_dir", "without"],
+            # Something that only TRL's own generation knows.
+            [
+                "train_grpo.py",
+                STARTER,
+                *RUN,
+                "--output_dir",
+                "trl",
+                "--eval_size",
+                30,
+                "--cache_implementation",
+                "dynamic",
+            ],
             *([evaluate[0], model, *evaluate[1:], f"at-{step}"] for step, model in models.items()),
         ],
         folder,
@@ -51,6 +63,9 @@ def test_it_is_what_the_evaluator_finds_and_training_does_not_notice(folder):
     assert "held out     30 questions of data/test.jsonl\n" in said
     evals, steps = rows_of(folder, "with")
     assert [row["step"] for row in evals] == [0, 2, 4]
+    by_trl = rows_of(folder, "trl")[0]
+    assert by_trl[0]["eval_accuracy_lenient"] == evals[0]["eval_accuracy_lenient"] > 0
+    assert [row["step"] for row in by_trl] == [0, 4]
     assert steps == rows_of(folder, "without")[1] and len(steps) == 4
     tables = sorted((folder / "with/completions").iterdir())
     assert len(tables) == 4 == len(list((folder / "without/completions").iterdir()))

@@ -84,14 +84,31 @@ def test_killed_evaluation_ends_with_the_same_rows(data, tmp_path):
     assert path.read_bytes() == (tmp_path / "whole/evals/vllm.jsonl").read_bytes()
 
 
-def test_a_colocated_engine_follows_the_weights(tmp_path):
-    """Training on what vLLM writes: after two steps at a high learning rate its greedy completions are others."""
+def test_a_colocated_engine_follows_the_weights(data, tmp_path):
+    """Training on what vLLM writes: after two steps at a high learning rate its greedy completions are others.
+
+    And what it measures on held-out questions is what transformers finds with the final weights.
+    """
     problems = sum_problems(8, -99, 99, seed=3)
     rows = [{"question": p.question, "answer": str(p.answer), "task": "arithmetic"} for p in problems]
     write_jsonl(tmp_path / "train.jsonl", rows)
+    shutil.copy(data, tmp_path / "test.jsonl")
     done = script(
         [
-            *("train_grpo.py", STARTER, "--train_data", "train.jsonl", "--use_vllm", "true", "--output_dir", "run"),
+            *(
+                "train_grpo.py",
+                STARTER,
+                "--train_data",
+                "train.jsonl",
+                "--eval_size",
+                150,
+                "--eval_steps",
+                2,
+                "--use_vllm",
+                "true",
+                "--output_dir",
+                "run",
+            ),
             *("--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 1, "--num_generations", 4),
             *("--top_k", 1, "--advantage", "no_baseline", "--reward_funcs", "format", "accuracy_lenient"),
             *("--learning_rate", "3e-3", "--lr_scheduler_type", "constant", "--max_steps", 4, "--report_to", "none"),
@@ -107,3 +124,10 @@ def test_a_colocated_engine_follows_the_weights(tmp_path):
     assert len({(row["completions/mean_length"], row["reward"]) for row in logged}) > 1, logged
     # ... and they are the trainer's weights: both give vLLM's completions the same probabilities (vLLM's are bfloat16).
     assert all(row["sampling/sampling_logp_difference/mean"] < 0.02 for row in logged), logged
+    measured = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "eval_accuracy" in row]
+    assert [row["step"] for row in measured] == [0, 2, 4]
+    for row, model in ((measured[0], STARTER), (measured[-1], tmp_path / "run")):
+        found = evaluate("transformers", model, data, tmp_path / f"at-{row['step']}").values()
+        chosen = sorted(found, key=lambda each: each["id"])[:150]
+        lenient = sum(each["lenient"] for each in chosen) / 150
+        assert row["eval_accuracy_lenient"] == pytest.approx(lenient, abs=3 / 150)
