@@ -117,6 +117,11 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             spread.startswith("fsdp") and a.gradient_checkpointing and _env_true("FSDP_ACTIVATION_CHECKPOINTING"),
             "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two",
         ),
+        (
+            a.use_vllm and a.vllm_importance_sampling_correction and (a.top_k or a.top_p < 1 or a.min_p),
+            "--top_k, --top_p or --min_p: vLLM's probabilities would be of the cut distribution and its correction "
+            "wrong; leave them out, or add --vllm_importance_sampling_correction false",
+        ),
         (a.save_only_model, "--save_only_model: leaves out the optimizer, so the run could not be continued"),
         (
             a.save_steps >= 1 and a.save_steps % every,

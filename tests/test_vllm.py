@@ -1,10 +1,15 @@
 """Both evaluators on the same questions, with a real vLLM (its CPU build where there is no GPU): make test-vllm."""
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
-from conftest import STARTER, kill_after, read_rows, script, write_jsonl
+from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
 
 from grpo_math.arithmetic import sum_problems
 
@@ -85,7 +90,9 @@ def test_killed_evaluation_ends_with_the_same_rows(data, tmp_path):
 
 
 def test_a_colocated_engine_follows_the_weights(tmp_path):
-    """Training on what vLLM writes: after two steps at a high learning rate its greedy completions are others."""
+    """vLLM's greedy completions while it trains are those of the checkpoint before: two steps have changed them."""
+    import pyarrow.parquet
+
     problems = sum_problems(8, -99, 99, seed=3)
     rows = [{"question": p.question, "answer": str(p.answer), "task": "arithmetic"} for p in problems]
     write_jsonl(tmp_path / "train.jsonl", rows)
@@ -93,17 +100,78 @@ def test_a_colocated_engine_follows_the_weights(tmp_path):
         [
             *("train_grpo.py", STARTER, "--train_data", "train.jsonl", "--use_vllm", "true", "--output_dir", "run"),
             *("--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 1, "--num_generations", 4),
-            *("--top_k", 1, "--advantage", "no_baseline", "--reward_funcs", "format", "accuracy_lenient"),
-            *("--learning_rate", "3e-3", "--lr_scheduler_type", "constant", "--max_steps", 4, "--report_to", "none"),
+            *("--top_k", 1, "--vllm_importance_sampling_correction", "false", "--advantage", "no_baseline"),
+            *("--learning_rate", "3e-3", "--lr_scheduler_type", "constant", "--max_steps", 3, "--report_to", "none"),
             *("--max_completion_length", 16, "--gradient_checkpointing", "false", "--give_up_after", 0),
+            *("--save_steps", 1, "--reward_funcs", "format", "accuracy_lenient"),
         ],
         tmp_path,
         timeout=900,
-        VLLM_CPU_KVCACHE_SPACE="1",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    logged = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "reward" in row]
-    # Greedy completions of the same eight questions in every step, so only new weights can change them...
-    assert len({(row["completions/mean_length"], row["reward"]) for row in logged}) > 1, logged
-    # ... and they are the trainer's weights: both give vLLM's completions the same probabilities (vLLM's are bfloat16).
-    assert all(row["sampling/sampling_logp_difference/mean"] < 0.02 for row in logged), logged
+    greedy = {}
+    for step, model in ((1, STARTER), (3, tmp_path / "run/checkpoint-2")):
+        table = pyarrow.parquet.read_table(tmp_path / f"run/completions/completions_{step:05d}.parquet").to_pylist()
+        written = {row["question"]: row["completion"] for row in table}
+        written = {q: c if isinstance(c, str) else c[0]["content"] for q, c in written.items()}
+        scored = evaluate("transformers", model, tmp_path / "train.jsonl", tmp_path / str(step))
+        greedy[step] = {row["question"]: row["completion"] for row in scored.values()}
+        same = sum(written[question].strip() == text.strip() for question, text in greedy[step].items())
+        assert same >= 7, (step, written, greedy[step])  # vLLM's weights are bfloat16: one may differ
+    assert sum(greedy[1][question] != greedy[3][question] for question in greedy[1]) >= 3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real server of the starter model, in a process group of its own, and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("server") / "log").open("w")
+    command = [sys.executable, ROOT / "serve_vllm.py", STARTER, "--port", port, "--max_model_len", 256]
+    process = subprocess.Popen(
+        [str(part) for part in [*command, "--enforce-eager"]],
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    yield process, f"http://127.0.0.1:{port}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+WATCHER = """
+import sys, time
+from grpo_math.vllm_server import ServerWatch, wait_for_server
+wait_for_server(sys.argv[1], 300, print)
+class Generation:
+    def sync_weights(self):
+        time.sleep(float(sys.argv[2]))
+generation = Generation()
+ServerWatch(sys.argv[1], 4).start(generation)
+print("watching", flush=True)
+generation.sync_weights()
+print("transferred", flush=True)
+time.sleep(60)
+"""
+
+
+def watcher(url, transfer):
+    command = [sys.executable, "-c", WATCHER, url, str(transfer)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("watching"):
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_silent_server_and_a_transfer_that_hangs_end_the_trainer(server):
+    process, url = server
+    hanging = watcher(url, 60)
+    assert hanging.wait(30) == 1 and "giving weights to" in hanging.stderr.read()
+    waiting = watcher(url, 0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(8)  # longer than its limit: a healthy server is left alone
+    os.killpg(process.pid, signal.SIGSTOP)
+    assert waiting.wait(40) == 1 and "has been silent for 4 s" in waiting.stderr.read()
