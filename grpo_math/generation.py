@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -41,6 +42,10 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
+# Shown the text of a completion as it grows; answers whether to go on.
+Watch = Callable[[str], bool]
+
+
 @dataclass(frozen=True)
 class Loading:
     """How to load a model: `dtype` is "auto", "bfloat16", "float16" or "float32"."""
@@ -70,6 +75,10 @@ class Backend(Protocol):
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each of the prompts, given as token ids."""
+        ...
+
+    def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
+        """One completion; `watch` sees its text after every token, and what it stops ends there."""
         ...
 
 
@@ -180,8 +189,20 @@ class TransformersBackend:
     def settings(args: argparse.Namespace) -> dict[str, Any]:
         return {"backend": "transformers"}
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
+    def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
         import torch
+
+        def stop(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            text = self.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+            return torch.tensor([not watch(text)], device=ids.device)
+
+        return self.generate([prompt], replace(sampling, n=1), stop)[0][0]
+
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, *stopping_criteria: Callable[..., Any]
+    ) -> list[list[Completion]]:
+        import torch
+        from transformers import StoppingCriteriaList
 
         torch.manual_seed(sampling.seed)
         inputs = self.tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(
@@ -194,6 +215,7 @@ class TransformersBackend:
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
+                stopping_criteria=StoppingCriteriaList(stopping_criteria),
                 tokenizer=self.tokenizer if sampling.stop else None,
             )
         new = output[:, inputs["input_ids"].shape[1] :].tolist()

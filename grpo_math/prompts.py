@@ -70,6 +70,12 @@ def build_prompt(style: PromptStyle, question: str, chat: bool) -> list[dict[str
     return [{"role": "system", "content": style.system}, {"role": "user", "content": question}]
 
 
+def as_plain_text(messages: list[dict[str, str]]) -> str:
+    """A conversation for a model without a chat template; a single question reads as `build_prompt` has it."""
+    parts = {"system": "{}\n", "user": "Question: {}", "assistant": "Answer: {}\n"}
+    return "\n".join([*(parts[m["role"]].format(m["content"]) for m in messages), "Answer:"])
+
+
 def stop_strings(chat: bool) -> tuple[str, ...]:
     """Strings that end a completion; a chat model ends its turn with its own end-of-turn token."""
     return () if chat else PLAIN_TEXT_STOP
