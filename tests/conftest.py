@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -55,3 +56,20 @@ def gsm8k() -> Path:
     if not (folder / "train.jsonl").is_file():
         pytest.skip(f"no GSM8K at {folder}: set GSM8K_DIR to a folder with train.jsonl and test.jsonl")
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two copies of the starter model with a long context; `endless` has an end token that it does not write."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("roomy", "endless"):
+        shutil.copytree(STARTER, folder / name, ignore=shutil.ignore_patterns("*.py"))
+        _change(folder / name / "config.json", max_position_embeddings=100_000)
+    _change(folder / "endless/config.json", eos_token_id=506)
+    _change(folder / "endless/generation_config.json", eos_token_id=506)
+    _change(folder / "endless/tokenizer_config.json", eos_token="<|im_start|>")
+    return folder
+
+
+def _change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -23,7 +23,7 @@ from conftest import ROOT
 class Terminal:
     """`instruct_model_repl.py` and the like, as a person has them before their eyes."""
 
-    def __init__(self, command: list, cwd: Path, columns: int = 120, lines: int = 40) -> None:
+    def __init__(self, command: list, cwd: Path, columns: int = 120, lines: int = 40, **environment: str) -> None:
         self.screen = pyte.HistoryScreen(columns, lines, history=2000)
         self.stream = pyte.ByteStream(self.screen)
         self.fd, theirs = pty.openpty()
@@ -31,7 +31,7 @@ class Terminal:
         self.start = 0
         self.resize(columns, lines)
         env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HF_"))}
-        env |= {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "XDG_STATE_HOME": str(cwd / "state")}
+        env |= {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "XDG_STATE_HOME": str(cwd / "state"), **environment}
         env.pop("NO_COLOR", None)
         name, *arguments = (str(part) for part in command)
         self.process = subprocess.Popen(

@@ -21,23 +21,6 @@ REPL = "instruct_model_repl.py"
 QUESTION = "What is 4 plus 5?"
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Two copies of the starter model with a long context; `endless` has an end token that it does not write."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("roomy", "endless"):
-        shutil.copytree(STARTER, folder / name, ignore=shutil.ignore_patterns("*.py"))
-        change(folder / name / "config.json", max_position_embeddings=100_000)
-    change(folder / "endless/config.json", eos_token_id=506)
-    change(folder / "endless/generation_config.json", eos_token_id=506)
-    change(folder / "endless/tokenizer_config.json", eos_token="<|im_start|>")
-    return folder
-
-
-def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def test_in_a_terminal_type_stream_interrupt_switch_save_leave(tmp_path, models):
     repl = Terminal([REPL, models / "roomy", models / "roomy", "--output", "all.jsonl"], tmp_path)
     repl.wait_for("is ready", 2)

@@ -1,11 +1,22 @@
 """Both evaluators on the same questions, with a real vLLM (its CPU build where there is no GPU): make test-vllm."""
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import pytest
 from conftest import STARTER, kill_after, read_rows, script, write_jsonl
+from terminal import Terminal
 
 from grpo_math.arithmetic import sum_problems
 
@@ -85,3 +96,81 @@ def test_killed_evaluation_ends_with_the_same_rows(data, tmp_path):
         kill_after(command, tmp_path, path, 60 * batches)
     evaluate("vllm", STARTER, data, tmp_path, *settings)
     assert path.read_bytes() == (tmp_path / "whole/evals/vllm.jsonl").read_bytes()
+
+
+@pytest.fixture
+def server(models, tmp_path):
+    """A real `vllm serve` on loopback, which asks for a key: its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    packages = importlib.metadata.packages_distributions()["vllm"]
+    if "vllm" not in packages:  # the command asks for the version of `vllm`, and the build for CPUs is `vllm-cpu`
+        metadata = tmp_path / "named/vllm-0.dist-info/METADATA"
+        metadata.parent.mkdir(parents=True)
+        version = importlib.metadata.version(packages[0])
+        metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path / "named"), env.get("PYTHONPATH"))))
+    command = [Path(sys.executable).with_name("vllm"), "serve", models / "endless", "--host", "127.0.0.1"]
+    command += ["--port", port, "--served-model-name", "served", "--max-model-len", 4096, "--enforce-eager"]
+    command += ["--dtype", "float32"]
+    with (tmp_path / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [str(part) for part in [*command, "--api-key", "sk-served"]],
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.time() + 240
+            while process.poll() is None and time.time() < deadline:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                    break
+                time.sleep(0.5)
+            assert process.poll() is None, (tmp_path / "serve.log").read_text()
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_the_repl_talks_with_vllm_and_with_a_server(server, data, models, tmp_path):
+    """A worker with vLLM's engine and one that speaks to a server say what transformers says, and can be stopped."""
+    without_key = ["instruct_model_repl.py", "served", "--backend", "openai", "--base_url", server, "-p", "x"]
+    refused = script(without_key, tmp_path)
+    assert refused.returncode == 2 and "status 401" in refused.stderr and "set OPENAI_API_KEY" in refused.stderr
+
+    model, key = models / "endless", {"OPENAI_API_KEY": "sk-served"}
+    (tmp_path / "models.yaml").write_text(
+        f"- {model}\n- {{model: {model}, name: engine, backend: vllm}}\n"
+        f"- {{model: served, backend: openai, base_url: {server}}}\n"
+    )
+    repl = ["instruct_model_repl.py", "--models", "models.yaml", "--style", "answer_tag"]
+    whole = [*repl, "--input", data, "--max_tokens", 5, "--output", "rows.jsonl"]
+    done = script(whole, tmp_path, timeout=400, **key)
+    assert done.returncode == 0, done.stderr
+    assert "sk-served" not in done.stdout + done.stderr + (tmp_path / "rows.jsonl").read_text()
+    answers: dict[str, dict[str, str]] = {}
+    for row in read_rows(tmp_path / "rows.jsonl"):
+        answers.setdefault(row["name"], {})[row["question"]] = row["completion"]
+    assert {name: len(said) for name, said in answers.items()} == dict.fromkeys(
+        ("endless", "engine", "served"), QUESTIONS
+    )
+    for name in ("engine", "served"):
+        same = sum(answers[name][question] == text for question, text in answers["endless"].items())
+        assert same >= 0.98 * QUESTIONS, name
+
+    terminal = Terminal([*repl, "--max_tokens", 3000], tmp_path, **key)
+    terminal.wait_for("is ready", 3, timeout=120)
+    terminal.enter("What is 4 plus 5?")
+    terminal.wait_for(r"^<ans.* <ans.* <ans.*\n(.*\n)*\.\.\. +\.\.\. +\.\.\.$")
+    terminal.type("\x03")
+    terminal.wait_for("interrupted.*interrupted.*interrupted")
+    terminal.enter("/max_tokens 4")
+    terminal.enter("What is 4 plus 5?")
+    terminal.wait_for("cut at .*cut at .*cut at ")
+    terminal.enter("/quit")
+    assert terminal.leave() == 0
