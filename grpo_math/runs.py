@@ -10,6 +10,7 @@ Each checkpoint holds a copy of `run.json`, so that it can be evaluated wherever
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -124,12 +125,17 @@ def resolve_model(model: str, revision: str = "main") -> ModelSource:
 
 def _hub_record(model: str, revision: str) -> dict[str, Any] | None:
     """The record that a model was pushed to the Hub with, if any; what else is wrong shows when the model is loaded."""
-    from huggingface_hub import hf_hub_download
+    import httpx
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     try:
-        record = read_record(Path(hf_hub_download(model, RECORD, revision=revision)).parent)
-    except (OSError, ValueError, UsageError):
-        return None
+        path: Any = try_to_load_from_cache(model, RECORD, revision=revision)
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            get_hf_file_metadata(hf_hub_url(model, RECORD, revision=revision))  # once: a download would try for long
+            path = hf_hub_download(model, RECORD, revision=revision)
+        record = read_record(Path(path).parent) if isinstance(path, str) else None
+    except (ValueError, UsageError):  # not a name of the Hub, or not a record
+        record = None
     return record if record and "reward_funcs" in record else None  # else another's file of that name
 
 
