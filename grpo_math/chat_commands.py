@@ -122,11 +122,12 @@ def _reset(session: Session, rest: str) -> str:
 def _grade(session: Session, rest: str) -> str:
     if not rest:
         raise UsageError(f"usage: {COMMANDS['grade'][0]}, the right answer to the last question")
-    lines = []
-    for row, verdict in session.grade(rest):
+    lines, graded = [], session.grade(rest)
+    width = max((len(row["name"]) for row, _ in graded), default=0)
+    for row, verdict in graded:
         judged = "right" if verdict.strict else "right, but not in the style's format" if verdict.lenient else "wrong"
         found = f"{printable(verdict.answer)!r} by {verdict.rule}" if verdict.answer else "no answer found"
-        lines.append(f"  {printable(row['name']):24} {judged} ({found})")
+        lines.append(f"  {printable(row['name']):{width}}  {judged} ({found})")
     return "\n".join(lines) or "nothing has been answered yet"
 
 

@@ -51,11 +51,12 @@ class Screen:
         from rich.console import Console
 
         self.console = Console(highlight=False, markup=False, emoji=False)
+        self.drawn = sys.stdout.isatty()  # rich's own idea of it can be overruled by the environment
 
     @contextlib.contextmanager
     def watching(self, answers: list[Answer]) -> Iterator[Callable[[], None]]:
         """Show answers while they grow: call what is yielded after each change. They are printed whole at the end."""
-        if not self.console.is_terminal:
+        if not self.drawn:
             yield lambda: None
             print(self._plain(answers), flush=True)
             return

@@ -117,7 +117,7 @@ def test_through_a_pipe_with_a_model_that_does_not_load(tmp_path):
         ),
         *("/reset", "/help", "/save talk.jsonl", "/save talk.jsonl", "/quit", QUESTION),
     ]
-    done = pipe(tmp_path, "\n".join(lines), "--models", "models.yaml")
+    done = pipe(tmp_path, "\n".join(lines), "--models", "models.yaml", FORCE_COLOR="1")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     for said in (
         "error: broken: not loaded: ",
@@ -133,7 +133,7 @@ def test_through_a_pipe_with_a_model_that_does_not_load(tmp_path):
         assert said in done.stderr, said
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: broken")]) == 1
     for said in (
-        "<answer>10</answer>\n  starter_model            wrong ('10' by answer_tag)",
+        "<answer>10</answer>\n  starter_model  wrong ('10' by answer_tag)",
         "seed 7",
         "system prompt: none",
         "/help",
