@@ -60,7 +60,7 @@ def executed(tmp_path_factory):
 def test_it_runs_and_the_model_gets_better(executed):
     before, after = (strict(output_of(executed, f"--name notebook-{when}")) for when in ("before", "after"))
     assert after > before + 10
-    assert "saved" in output_of(executed, "train_grpo.py") and "right" in output_of(executed, "/grade")
+    assert "saved" in output_of(executed, "!python train_grpo.py") and "right" in output_of(executed, "/grade")
     pictures = [o for c in executed.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) == 1
     card = output_of(executed, "export_model.py")
@@ -92,5 +92,5 @@ def test_what_stands_in_it_is_from_such_a_run(executed):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for word in ("PREPARE}", "style.name)", "verdict = "):
         assert output_of(kept, word) == output_of(executed, word)
-    assert strict(output_of(kept, "notebook-before")) == strict(output_of(executed, "notebook-before"))
-    assert strict(output_of(kept, "notebook-after")) > strict(output_of(kept, "notebook-before")) + 10
+    assert strict(output_of(kept, "--name notebook-before")) == strict(output_of(executed, "--name notebook-before"))
+    assert strict(output_of(kept, "--name notebook-after")) > strict(output_of(kept, "--name notebook-before")) + 10
