@@ -312,3 +312,9 @@ def test_gradients_do_not_depend_on_the_number_of_processes(project):
         other = first_step(project, name, per_device, options)
         difference = torch.cat([(other[key] - alone[key]).flatten() for key in alone]).norm()
         assert difference <= 1e-4 * size, (name, difference / size)  # of differences of float32 weights
+
+
+def test_dry_run_shows_the_launchers_view(project):
+    log = Job(project, STARTER, *SMALL, "--dry_run", options=["--nodes=2", "--gres=gpu:2"]).wait()
+    assert {int(rank) for rank in re.findall(r"rank (\d) of 4: \S+ local rank [01], cpu", log)} == {0, 1, 2, 3}
+    assert "GiB for each process" in log and not list(project.glob("outputs/*"))

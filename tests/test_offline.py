@@ -12,7 +12,10 @@ from conftest import ROOT, STARTER, script, write_jsonl
     ("command", "words"),
     [
         (["train_grpo.py", "Qwen/Qwen2.5-0.5B-Instruct", "--train_data", "rows.jsonl"], "download it where there is"),
-        (["evaluate_gsm8k_no_vllm.py", "Qwen/Qwen2.5-0.5B-Instruct", "--data", "rows.jsonl"], "download it where there"),
+        (
+            ["evaluate_gsm8k_no_vllm.py", "Qwen/Qwen2.5-0.5B-Instruct", "--data", "rows.jsonl"],
+            "download it where there",
+        ),
         (["download_model.py", "Qwen/Qwen2.5-0.5B-Instruct"], "cannot be downloaded"),
     ],
 )

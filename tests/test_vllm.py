@@ -1,5 +1,6 @@
 """Both evaluators on the same questions, with a real vLLM (its CPU build where there is no GPU): make test-vllm."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,9 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
+from conftest import STARTER, kill_after, read_rows, script, vllm_environment, write_jsonl
+from terminal import Terminal
 
 from grpo_math.arithmetic import sum_problems
 
@@ -121,57 +126,72 @@ def test_a_colocated_engine_follows_the_weights(tmp_path):
     assert sum(greedy[1][question] != greedy[3][question] for question in greedy[1]) >= 3
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A real server of the starter model, in a process group of its own, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("server") / "log").open("w")
-    command = [sys.executable, ROOT / "serve_vllm.py", STARTER, "--port", port, "--max_model_len", 256]
-    process = subprocess.Popen(
-        [str(part) for part in [*command, "--enforce-eager"]],
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
+@pytest.fixture
+def server(models, tmp_path):
+    """A real `vllm serve` on loopback, which asks for a key: its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = vllm_environment(tmp_path)
+    command = [Path(sys.executable).with_name("vllm"), "serve", models / "endless", "--host", "127.0.0.1"]
+    command += ["--port", port, "--served-model-name", "served", "--max-model-len", 4096, "--enforce-eager"]
+    command += ["--dtype", "float32"]
+    with (tmp_path / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [str(part) for part in [*command, "--api-key", "sk-served"]],
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.time() + 240
+            while process.poll() is None and time.time() < deadline:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                    break
+                time.sleep(0.5)
+            assert process.poll() is None, (tmp_path / "serve.log").read_text()
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_the_repl_talks_with_vllm_and_with_a_server(server, data, models, tmp_path):
+    """A worker with vLLM's engine and one that speaks to a server say what transformers says, and can be stopped."""
+    without_key = ["instruct_model_repl.py", "served", "--backend", "openai", "--base_url", server, "-p", "x"]
+    refused = script(without_key, tmp_path)
+    assert refused.returncode == 2 and "status 401" in refused.stderr and "set OPENAI_API_KEY" in refused.stderr
+
+    model, key = models / "endless", {"OPENAI_API_KEY": "sk-served"}
+    (tmp_path / "models.yaml").write_text(
+        f"- {model}\n- {{model: {model}, name: engine, backend: vllm}}\n"
+        f"- {{model: served, backend: openai, base_url: {server}}}\n"
     )
-    yield process, f"http://127.0.0.1:{port}"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    repl = ["instruct_model_repl.py", "--models", "models.yaml", "--style", "answer_tag"]
+    whole = [*repl, "--input", data, "--max_tokens", 5, "--output", "rows.jsonl"]
+    done = script(whole, tmp_path, timeout=400, **key)
+    assert done.returncode == 0, done.stderr
+    assert "sk-served" not in done.stdout + done.stderr + (tmp_path / "rows.jsonl").read_text()
+    answers: dict[str, dict[str, str]] = {}
+    for row in read_rows(tmp_path / "rows.jsonl"):
+        answers.setdefault(row["name"], {})[row["question"]] = row["completion"]
+    assert {name: len(said) for name, said in answers.items()} == dict.fromkeys(
+        ("endless", "engine", "served"), QUESTIONS
+    )
+    for name in ("engine", "served"):
+        same = sum(answers[name][question] == text for question, text in answers["endless"].items())
+        assert same >= 0.98 * QUESTIONS, name
 
-
-WATCHER = """
-import sys, time
-from grpo_math.vllm_server import ServerWatch, wait_for_server
-wait_for_server(sys.argv[1], 300, print)
-class Generation:
-    def sync_weights(self):
-        time.sleep(float(sys.argv[2]))
-generation = Generation()
-ServerWatch(sys.argv[1], 4).start(generation)
-print("watching", flush=True)
-generation.sync_weights()
-print("transferred", flush=True)
-time.sleep(60)
-"""
-
-
-def watcher(url, transfer):
-    command = [sys.executable, "-c", WATCHER, url, str(transfer)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("watching"):
-            return process
-    raise AssertionError(process.stderr.read())
-
-
-def test_a_silent_server_and_a_transfer_that_hangs_end_the_trainer(server):
-    process, url = server
-    hanging = watcher(url, 60)
-    assert hanging.wait(30) == 1 and "giving weights to" in hanging.stderr.read()
-    waiting = watcher(url, 0)
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(8)  # longer than its limit: a healthy server is left alone
-    os.killpg(process.pid, signal.SIGSTOP)
-    assert waiting.wait(40) == 1 and "has been silent for 4 s" in waiting.stderr.read()
+    terminal = Terminal([*repl, "--max_tokens", 3000], tmp_path, **key)
+    terminal.wait_for("is ready", 3, timeout=120)
+    terminal.enter("What is 4 plus 5?")
+    terminal.wait_for(r"^<ans.* <ans.* <ans.*\n(.*\n)*\.\.\. +\.\.\. +\.\.\.$")
+    terminal.type("\x03")
+    terminal.wait_for("interrupted.*interrupted.*interrupted")
+    terminal.enter("/max_tokens 4")
+    terminal.enter("What is 4 plus 5?")
+    terminal.wait_for("cut at .*cut at .*cut at ")
+    terminal.enter("/quit")
+    assert terminal.leave() == 0
