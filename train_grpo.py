@@ -72,6 +72,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
     from grpo_math.stopping import StopsAtStrings
+    from grpo_math.vllm_generation import prepare_training_engine
 
     args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {
@@ -82,6 +83,8 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
+    if args.use_vllm and args.vllm_mode == "colocate":
+        prepare_training_engine(args)
     trainer = StopsAtStrings(
         **plan.ours,
         model=plan.source.path,
@@ -237,6 +240,7 @@ def train(plan: Plan, options: Options) -> None:
     from grpo_math.diagnosis import Diagnosis
     from grpo_math.heldout import HeldOut
     from grpo_math.preflight import steps_between_generations
+    from grpo_math.vllm_server import ServerWatch, server_url, wait_for_server
 
     record, checkpoint = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
     if record is None:
@@ -244,6 +248,9 @@ def train(plan: Plan, options: Options) -> None:
     for line in plan.lines:
         say(line)
     identify_run(plan.args)
+    generates_elsewhere = plan.args.use_vllm and plan.args.vllm_mode == "server"
+    if generates_elsewhere:
+        wait_for_server(server_url(plan.args), plan.args.vllm_server_timeout, say)
     stop = StopSignal(steps_between_generations(plan.args))
     diagnosis = Diagnosis(options.give_up_after, say)
     trainer = build_trainer(plan, record, [stop, diagnosis])
@@ -251,6 +258,8 @@ def train(plan: Plan, options: Options) -> None:
         every = int(plan.args.eval_steps)
         trainer.add_callback(HeldOut(trainer, plan.held_out, plan.held_out_prompts, plan.style, every, say))
     say(f"skipping     {trainer.skip_note}")
+    if generates_elsewhere and trainer.accelerator.is_main_process:
+        ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(trainer.vllm_generation)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if diagnosis.verdict:
         raise UsageError(diagnosis.verdict)

@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     """
     check_arguments(args)
     rows = load_rows(args.data, args.task)[: args.num_samples]
-    source = resolve_model(args.model)
+    source = resolve_model(args.model, args.revision)
     style = choose_style(args.prompt or (source.record or {}).get("prompt"), rows)
     batch_size = args.batch_size or backend_class.default_batch
     path = args.output_dir / f"{args.name or default_name(source, args.data)}.jsonl"

@@ -43,6 +43,14 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
         raise
 
 
+def append_jsonl(path: Path, rows: list[dict]) -> None:
+    """Add rows to a JSONL file in one write that has reached the disk when this returns. Raises OSError."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _mode_for(target: Path) -> int:
     """Keep the mode of a file that is replaced; give a new one what open() would (mkstemp makes it private: 0600)."""
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -41,6 +42,10 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
+# Shown the text of a completion as it grows; answers whether to go on.
+Watch = Callable[[str], bool]
+
+
 @dataclass(frozen=True)
 class Loading:
     """How to load a model: `dtype` is "auto", "bfloat16", "float16" or "float32"."""
@@ -70,6 +75,10 @@ class Backend(Protocol):
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each of the prompts, given as token ids."""
+        ...
+
+    def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
+        """One completion; `watch` sees its text after every token, and what it stops ends there."""
         ...
 
 
@@ -188,6 +197,18 @@ class TransformersBackend:
     def settings(args: argparse.Namespace) -> dict[str, Any]:
         return {"backend": "transformers"}
 
+    def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
+        import torch
+
+        def stop(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            text = self.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+            return torch.tensor([not watch(text)], device=ids.device)
+
+        torch.manual_seed(sampling.seed)
+        with torch.inference_mode():
+            (ids,) = self._generate_padded([prompt], replace(sampling, n=1), stop)
+        return self._completion(ids, sampling)
+
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         import torch
 
@@ -218,8 +239,12 @@ class TransformersBackend:
         decoder = Decoder(self.model, choose, finished, self.tokenizer.pad_token_id)
         return decoder.complete(prompts, self.in_flight)
 
-    def _generate_padded(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    def _generate_padded(
+        self, prompts: list[list[int]], sampling: Sampling, *stopping_criteria: Callable[..., Any]
+    ) -> list[list[int]]:
         """With transformers' own `generate`, for models that keep more of a sequence than keys and values."""
+        from transformers import StoppingCriteriaList
+
         config = self._generation_config(sampling)
         self.model.generation_config = config  # else values that are None are filled in from the model's own
         new = []
@@ -231,6 +256,7 @@ class TransformersBackend:
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
+                stopping_criteria=StoppingCriteriaList(stopping_criteria),
                 tokenizer=self.tokenizer if sampling.stop else None,
             )
             new += output[:, inputs["input_ids"].shape[1] :].tolist()

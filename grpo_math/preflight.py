@@ -122,6 +122,11 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             "--eval_strategy and --eval_on_start: would report rewards; --eval_size N reports accuracy",
         ),
         (a.eval_steps < 1 or a.eval_steps % 1, f"--eval_steps {a.eval_steps:g}: must be a whole number of steps"),
+        (
+            a.use_vllm and a.vllm_importance_sampling_correction and (a.top_k or a.top_p < 1 or a.min_p),
+            "--top_k, --top_p or --min_p: vLLM's probabilities would be of the cut distribution and its correction "
+            "wrong; leave them out, or add --vllm_importance_sampling_correction false",
+        ),
         (a.save_only_model, "--save_only_model: leaves out the optimizer, so the run could not be continued"),
         (
             a.save_steps >= 1 and a.save_steps % every,

@@ -164,12 +164,23 @@ def build_prompt(style: PromptStyle, question: str, chat: bool, system_role: boo
         shot = SHOT.format(question=style.shot[0], answer=style.shot[1]) if style.shot else ""
         return style.text.format(system=style.system, shot=shot, question=question)
     turns = [("user", style.shot[0]), ("assistant", style.shot[1])] if style.shot else []
-    turns.append(("user", question))
-    if system_role:
-        turns.insert(0, ("system", style.system))
-    else:
-        turns[0] = ("user", f"{style.system}\n\n{turns[0][1]}")
-    return [{"role": role, "content": content} for role, content in turns]
+    turns = [("system", style.system), *turns, ("user", question)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return messages if system_role else fold_system(messages)
+
+
+def fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Put the system message, if there is one, before the first question, for templates that have no such role."""
+    if messages[0]["role"] != "system":
+        return messages
+    system, first, *rest = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def as_plain_text(messages: list[dict[str, str]]) -> str:
+    """A conversation for a model without a chat template; a single question reads as `build_prompt` has it."""
+    parts = {"system": "{}\n", "user": "Question: {}", "assistant": "Answer: {}\n"}
+    return "\n".join([*(parts[m["role"]].format(m["content"]) for m in messages), "Answer:"])
 
 
 def stop_strings(chat: bool, style: PromptStyle | None = None) -> tuple[str, ...]:

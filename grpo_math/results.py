@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from grpo_math.answers import canonical_number
 from grpo_math.errors import UsageError
-from grpo_math.files import read_jsonl, write_text_atomic
+from grpo_math.files import append_jsonl, read_jsonl, write_text_atomic
 from grpo_math.polynomials import canonical_polynomial
 from grpo_math.statistics import majority_vote, mean_interval, pass_at_k, scorecard
 
@@ -59,10 +58,7 @@ class ResultsFile:
     def append(self, rows: list[Row]) -> None:
         """Add the rows of one batch, in one write that has reached the disk when this returns."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-                file.flush()
-                os.fsync(file.fileno())
+            append_jsonl(self.path, rows)
         except OSError as error:
             raise UsageError(
                 f"{self.path}: cannot be written ({error.strerror}); what was finished is kept, run the same command "

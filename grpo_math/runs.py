@@ -10,6 +10,7 @@ Each checkpoint holds a copy of `run.json`, so that it can be evaluated wherever
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -95,8 +96,10 @@ class ModelSource:
     record: dict[str, Any] | None
 
 
-def resolve_model(model: str) -> ModelSource:
+def resolve_model(model: str, revision: str = "main") -> ModelSource:
     """Find the weights behind a Hub id, a model's folder, a checkpoint, or a run's folder (final or last checkpoint).
+
+    `revision` is that of a model on the Hub.
 
     Raises:
         UsageError: a folder holds neither a model nor a complete checkpoint, or a path does not exist.
@@ -105,7 +108,7 @@ def resolve_model(model: str) -> ModelSource:
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model.strip():
             raise UsageError(f"{model}: no such folder, and not a Hub id such as Qwen/Qwen2.5-0.5B-Instruct")
-        return ModelSource(model, model.rsplit("/", 1)[-1], None)
+        return ModelSource(model, model.rsplit("/", 1)[-1], _hub_record(model, revision))
     if folder.is_file():
         raise UsageError(f"{model}: is a file; name the folder it is in")
     name = folder.resolve().name
@@ -118,6 +121,22 @@ def resolve_model(model: str) -> ModelSource:
     if chosen is None:
         raise UsageError(f"{model}: holds neither a model (config.json) nor a complete checkpoint of a run")
     return ModelSource(str(chosen), f"{name}-{chosen.name}", read_record(chosen) or read_record(folder))
+
+
+def _hub_record(model: str, revision: str) -> dict[str, Any] | None:
+    """The record that a model was pushed to the Hub with, if any; what else is wrong shows when the model is loaded."""
+    import httpx
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    try:
+        path: Any = try_to_load_from_cache(model, RECORD, revision=revision)
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            get_hf_file_metadata(hf_hub_url(model, RECORD, revision=revision))  # once: a download would try for long
+            path = hf_hub_download(model, RECORD, revision=revision)
+        record = read_record(Path(path).parent) if isinstance(path, str) else None
+    except (ValueError, UsageError):  # not a name of the Hub, or not a record
+        record = None
+    return record if record and "reward_funcs" in record else None  # else another's file of that name
 
 
 def adapter_base(path: str) -> str | None:

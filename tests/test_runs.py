@@ -55,6 +55,7 @@ def test_resolve_model(tmp_path):
     assert resolve_model(str(five)).name == "my_run-checkpoint-5"
     assert resolve_model("Qwen/Qwen2.5-0.5B-Instruct").name == "Qwen2.5-0.5B-Instruct"
     assert resolve_model("gpt2").path == "gpt2"
+    assert resolve_model("not a name/of the Hub").record is None
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere", "a/b/c", "~/nowhere-at-all", ""])

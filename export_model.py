@@ -1,0 +1,57 @@
+"""Make one folder of a checkpoint that others can use: whole weights, tokenizer, generation settings, model card.
+
+    python export_model.py outputs/RUN
+    python export_model.py outputs/RUN/checkpoint-100 --zip
+    python export_model.py outputs/RUN --push_to_hub my-name/my-model
+
+A LoRA adapter is merged into its base model. Results of evaluate_*.py on this very model go into the card. What is
+pushed is private unless --public is given; the token comes from `hf auth login` or HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from grpo_math.errors import UsageError, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or an adapter's folder")
+    parser.add_argument("--output_dir", type=Path, help="(default: exports/ and the checkpoint's name)")
+    parser.add_argument(
+        "--evals", nargs="+", type=Path, metavar="JSON", help="evaluations to look through (default: evals/*.json)"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--zip", action="store_true", help="also write the folder as one file")
+    parser.add_argument("--push_to_hub", metavar="NAME", help="upload it to this repository on the Hub")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", action="store_true", default=True, help="seen by you alone (the default)")
+    visibility.add_argument("--public", action="store_false", dest="private", help="seen by everyone")
+    args = parser.parse_args()
+    if not args.private and not args.push_to_hub:
+        raise UsageError("--public: is for what is pushed; give --push_to_hub NAME, too")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    from grpo_math.exporting import check_push, export, local_source, push, zip_folder
+
+    source = local_source(args.checkpoint)
+    repository = check_push(args.push_to_hub, args.private) if args.push_to_hub else None
+    target = args.output_dir or Path("exports") / source.name
+    evaluations = args.evals or sorted(Path("evals").glob("*.json"))
+    export(source, target, evaluations, args.trust_remote_code)
+    print(f"exported {target}")
+    if args.zip:
+        print(f"zipped   {zip_folder(target)}")
+    if repository:
+        print(f"pushed   {push(target, repository, args.private)}")
+
+
+if __name__ == "__main__":
+    run(main)

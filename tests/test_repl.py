@@ -1,0 +1,290 @@
+"""The REPL as people use it: in a pseudo-terminal, through a pipe, with one question, over a file."""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
+from terminal import Terminal, children, gone
+
+from grpo_math.chat_session import number, reasoning
+from grpo_math.errors import UsageError
+from grpo_math.prompts import STYLES, as_plain_text, build_prompt
+
+REPL = "instruct_model_repl.py"
+QUESTION = "What is 4 plus 5?"
+
+
+def test_in_a_terminal_type_stream_interrupt_switch_save_leave(tmp_path, models):
+    repl = Terminal([REPL, models / "roomy", models / "roomy", "--output", "all.jsonl"], tmp_path)
+    repl.wait_for("is ready", 2)
+    repl.wait_for("^>>>$")
+
+    repl.type("What is 40 plus")
+    repl.wait_for("plus$")
+    repl.type("\x03")  # takes back the line
+    repl.wait_for("^>>>$", 1)
+    repl.enter("What is 4 plus 6?\x1b[D\x7f5")  # Left, Backspace, 5: line editing
+    shown = repl.wait_for(r"tokens, [\d.]+ s .*tokens, [\d.]+ s$")
+    assert re.search(r"^roomy +roomy-2$", shown, re.M), shown
+    answers = re.search(r"^(\S.*\S) {3,}(\S.*\S)$", shown.split("roomy-2\n")[-1], re.M)
+    assert answers[1] == answers[2]  # greedy, twice the same model
+
+    repl.enter("/grade 9")
+    repl.wait_for(r"roomy .*(right|wrong).*\n.*roomy-2 .*(right|wrong)")
+    repl.enter(f"/add {models / 'endless'}")
+    repl.wait_for("endless is ready")
+    repl.enter("/max_tokens 90000")
+    repl.wait_for("max_tokens 90000")
+
+    # Three columns of 40; the two short answers are there while the third is being written, and then it is stopped.
+    repl.enter("\x1b[A\x1b[A\x1b[A\x1b[A")  # Up: the question
+    third, shown, deadline = set(), "", time.time() + 30
+    while len(third) < 5 or not re.search(r"tokens, .*tokens, .*\.\.\.$", shown, re.M):  # it is drawn as it grows
+        assert repl.read(1) and time.time() < deadline, (shown, third)
+        third.add("".join(row[80:] for row in repl.rows()))
+        shown = "\n".join(repl.rows())
+    assert QUESTION in shown
+    repl.type("\x03")
+    repl.wait_for(r"tokens, .*tokens, .*interrupted, \d+ tokens")
+    assert repl.process.poll() is None
+
+    repl.enter("/models")
+    pid = int(re.search(r"endless .*process (\d+)", repl.wait_for(r"endless .*process \d+"))[1])
+    assert pid in children(repl.process.pid)
+    repl.enter("/drop endless")
+    repl.wait_for("dropped endless")
+    assert gone({pid})
+
+    # Another style; and a narrow terminal, where they stand one under the other.
+    repl.enter("/style hash")
+    repl.wait_for("roomy-2 +hash")
+    repl.resize(60, 40)
+    repl.enter(QUESTION)
+    shown = repl.wait_for("tokens, ", 2)
+    assert re.search(r"^roomy\n(.*\n)+?.*tokens, .*\nroomy-2\n(.*\n)+?.*tokens, ", shown, re.M), shown
+
+    repl.enter("/save talk.jsonl")
+    repl.wait_for("7 answers in talk.jsonl")
+
+    # A model whose process is killed says so, and the other answers.
+    repl.enter("/models")
+    process = r"roomy-2 [^/]*process (\d+) "
+    os.kill(int(re.search(process, repl.wait_for(process))[1]), signal.SIGKILL)
+    repl.enter(QUESTION)
+    repl.wait_for("tokens, ")
+    repl.wait_for("its process ended with status -9; killed")
+    repl.enter("/models")
+    assert "roomy-2" not in repl.wait_for("roomy [^/]*process .*/")
+
+    workers = children(repl.process.pid)
+    repl.wait_for(r"^>>>\s*\Z")
+    repl.type("\x04")
+    assert repl.leave() == 0
+    assert gone(workers)
+
+    rows = read_rows(tmp_path / "talk.jsonl")
+    assert [row["name"] for row in rows] == [
+        *("roomy", "roomy-2"),
+        *("roomy", "roomy-2", "endless"),
+        *("roomy", "roomy-2"),
+    ]
+    assert [row["finish_reason"] for row in rows] == ["stop"] * 4 + ["interrupted"] + ["stop"] * 2
+    assert {row["question"] for row in rows} == {QUESTION}
+    assert rows[0]["gold"] == "9" and isinstance(rows[0]["strict"], bool) and "gold" not in rows[2]
+    assert [row["settings"]["style"] for row in rows] == ["answer_tag"] * 5 + ["hash"] * 2
+    saved = [row["completion"] for row in read_rows(tmp_path / "all.jsonl")]
+    assert saved[:-1] == [row["completion"] for row in rows] and len(saved) == 8
+    assert QUESTION in (tmp_path / "state/grpo_math/history").read_text()
+
+
+def pipe(cwd, text, *arguments, **environment):
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, ROOT / REPL, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, input=text, capture_output=True, text=True, timeout=120)
+
+
+def test_through_a_pipe_with_a_model_that_does_not_load(tmp_path):
+    """Commands, their refusals, and a conversation; a model that fails says why, and the other goes on."""
+    shutil.copytree(STARTER, tmp_path / "broken", ignore=shutil.ignore_patterns("*.py"))
+    (tmp_path / "broken/model.safetensors").write_bytes(b"not weights")
+    (tmp_path / "models.yaml").write_text(f"- {STARTER}\n- model: broken\n- {{model: ./nowhere, name: gone}}\n")
+    lines = [
+        *(QUESTION, "/grade 9", "/grade", "/temprature 1", "/temperature hot", "/temperature 1", "/seed 7"),
+        *("/max_tokens 0", "/max_tokens 3000", QUESTION, "/max_tokens 12", QUESTION, QUESTION, "/style shout"),
+        *(
+            "/system You are terse.",
+            "/system off",
+            "/system style",
+            "/drop 5",
+            "/mode conversation",
+            QUESTION,
+            QUESTION,
+        ),
+        *("/reset", "/help", "/save talk.jsonl", "/save talk.jsonl", "/quit", QUESTION),
+    ]
+    done = pipe(tmp_path, "\n".join(lines), "--models", "models.yaml", FORCE_COLOR="1")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    for said in (
+        "error: broken: not loaded: ",
+        "error: ./nowhere: no such folder",
+        "usage: /grade 42",
+        "unknown command /temprature: did you mean /temperature?",
+        "temperature 'hot': must be a number from 0 on",
+        "max_tokens '0': must be a whole number from 1 on",
+        "unknown prompt style 'shout'",
+        "no model '5': there are starter_model",
+        "talk.jsonl: exists already",
+    ):
+        assert said in done.stderr, said
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: broken")]) == 1
+    for said in (
+        "<answer>10</answer>\n  starter_model  wrong ('10' by answer_tag)",
+        "seed 7",
+        "system prompt: none",
+        "/help",
+        "5 answers in talk.jsonl",
+    ):
+        assert said in done.stdout, said
+    rows = read_rows(tmp_path / "talk.jsonl")
+    assert rows[1]["completion"] == rows[2]["completion"] and rows[1]["settings"]["seed"] == 7
+    assert "history" not in rows[2] and rows[3]["history"] == []
+    said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": rows[3]["completion"]}]
+    assert rows[4]["history"] == said
+
+
+def test_one_question_gives_the_evaluators_answers(tmp_path):
+    """A model without a chat template is asked in plain text, as in evaluation. On standard output nothing else."""
+    shutil.copytree(STARTER, tmp_path / "base", ignore=shutil.ignore_patterns("*.py", "chat_template*"))
+    write_jsonl(tmp_path / "one.jsonl", [{"question": QUESTION, "answer": "9"}])
+    asked = pipe(tmp_path, "", STARTER, "base", "-p", QUESTION, "--max_tokens", 30, "--output", "rows.jsonl")
+    assert asked.returncode == 0, asked.stderr
+    for model, saved in zip((STARTER, "base"), read_rows(tmp_path / "rows.jsonl"), strict=True):
+        scored = [
+            "evaluate_gsm8k_no_vllm.py",
+            model,
+            "--data",
+            "one.jsonl",
+            "--max_tokens",
+            30,
+            "--name",
+            saved["name"],
+        ]
+        assert script(scored, tmp_path).returncode == 0
+        (row,) = read_rows(tmp_path / f"evals/{saved['name']}.jsonl")
+        assert (saved["completion"], saved["answer"]) == (row["completion"], row["answer"])
+    assert asked.stdout == f"[starter_model]\n<answer>10</answer>\n\n[base]\n{saved['completion']}\n\n"
+
+
+def test_a_file_of_questions_is_resumed(tmp_path):
+    """Killed, and torn in mid-row, it ends with the same sampled answers, each once."""
+    sums = {f"What is {a} plus {b}?": str(a + b) for a in range(15) for b in range(15)}
+    write_jsonl(tmp_path / "in.jsonl", [{"question": question, "answer": answer} for question, answer in sums.items()])
+    command = [REPL, STARTER, "--input", "in.jsonl", "--temperature", "1", "--max_tokens", "12", "--output"]
+    whole = script([*command, "whole.jsonl"], tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    wanted = read_rows(tmp_path / "whole.jsonl")
+    assert {row["question"]: row["gold"] for row in wanted} == sums and len(wanted) == len(sums)
+    assert {row["strict"] for row in wanted} == {True, False}
+
+    part = tmp_path / "part.jsonl"
+    kill_after([*command, "part.jsonl"], tmp_path, part, 64)
+    kept = len(read_rows(part))
+    with part.open("ab") as file:
+        file.write(b'{"question": "torn')
+    again = script([*command, "part.jsonl"], tmp_path)
+    assert again.returncode == 0 and f"part.jsonl: {kept} of {len(sums)} answers are there" in again.stderr
+    assert read_rows(part) == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["./nowhere", "-p", "x"], "none of the models could be loaded"),
+        ([STARTER, "--input", "in.jsonl"], "--input: needs --output"),
+        ([STARTER, "--input", "in.jsonl", "--output", "o.jsonl"], "in.jsonl:2: 'question' must be a text"),
+        ([STARTER, "--models", "in.jsonl"], "--models in.jsonl: not a YAML file"),
+        ([STARTER, "--models", "models.yaml"], "entry 1 must be a name, or `model:`"),
+        ([STARTER, "--models", "gone.yaml"], "--models gone.yaml: No such file"),
+        ([STARTER, "--backend", "magic"], "unknown backend 'magic': known ones are transformers, vllm, openai"),
+        ([STARTER, "--style", "shout"], "unknown prompt style 'shout'"),
+        ([STARTER, "--seed", "-1"], "seed '-1': must be a whole number from 0 on"),
+        ([STARTER, "--output", "/proc/nothing/x.jsonl"], "/proc/nothing/x.jsonl: cannot be written"),
+        (["m", "--backend", "openai", "--base_url", "http://127.0.0.1:9/v1"], "no server answers"),
+        (["m", "--backend", "openai"], "no server answers"),
+    ],
+)
+def test_refusals(tmp_path, arguments, message):
+    (tmp_path / "in.jsonl").write_text('{"question": "ok"}\n{"question": 5}\n')
+    (tmp_path / "models.yaml").write_text("- {nme: x}\n")
+    done = pipe(tmp_path, "", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_key_of_a_server_is_never_shown(tmp_path):
+    """A server that repeats the key in its refusal, over a real socket."""
+    seen = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers["Authorization"])
+            body = json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}\nsecond line"}}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        arguments = ["m", "--backend", "openai", "--base_url", url, "-p", "x", "--output", "o.jsonl"]
+        done = pipe(tmp_path, "", *arguments, OPENAI_API_KEY="sk-very-secret")
+        server.shutdown()
+    assert seen == ["Bearer sk-very-secret"]
+    assert done.returncode == 2 and "status 401 (bad key Bearer [key] second line)" in done.stderr
+    everything = done.stdout + done.stderr + "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+    assert "very-secret" not in everything
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
+def test_one_question_as_plain_text_is_the_training_prompt(style):
+    assert as_plain_text(build_prompt(style, " What?\n", chat=True)) == build_prompt(style, " What?\n", chat=False)
+
+
+def test_a_conversation_as_plain_text():
+    messages = [("system", "Be brief."), ("user", "A?"), ("assistant", "a"), ("user", "B?")]
+    text = as_plain_text([{"role": role, "content": content} for role, content in messages])
+    assert text == "Be brief.\n\nQuestion: A?\nAnswer: a\n\nQuestion: B?\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("completion", "before"),
+    [
+        ("4 + 5 = 9\n#### 9", "4 + 5 = 9"),
+        ("4 + 5 = 9\n<answer>9</answer> Bye", "4 + 5 = 9"),
+        ("First <answer>8</answer>, no: <answer>9</answer>", "First <answer>8</answer>, no:"),
+        ("<think>4 and 5\nmake 9</think>\\boxed{9}", "4 and 5\nmake 9"),
+        ("So the answer is 9.", "So the answer is 9."),
+        ("", ""),
+    ],
+)
+def test_reasoning_is_what_stands_before_the_answer(completion, before):
+    assert reasoning(completion) == before
+
+
+@pytest.mark.parametrize(("name", "text"), [("temperature", "nan"), ("temperature", "inf"), ("seed", "1.5")])
+def test_numbers_that_no_backend_could_use(name, text):
+    with pytest.raises(UsageError, match=name):
+        number(name, text)
