@@ -121,10 +121,13 @@ def plot(study: optuna.Study, space: Space, path: Path) -> None:
     axes = figure.subplots(1, len(space) + 1, sharey=True)
     axes[0].plot([trial.number for trial in finished], values, "o")
     axes[0].step([t.number for t in finished], [max(values[: i + 1]) for i in range(len(values))], where="post")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="trial", ylabel="held-out accuracy", title="each trial, and the best so far")
     for axis, (name, given) in zip(axes[1:], space.items(), strict=True):
         axis.plot([trial.params[name] for trial in finished], values, "o")
-        axis.set(xlabel=name, xscale="log" if given.log else axis.get_xscale())
+        axis.set_xlabel(name)
+        if given.log:
+            axis.set_xscale("log")
     write_bytes_atomic(path, render(figure, "png"))
 
 

@@ -158,9 +158,10 @@ def test_it_learns(tmp_path):
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1, rewards
 
 
-def test_metrics_of_steps_to_be_made_again_are_dropped(tmp_path):
+@pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])
+def test_metrics_of_steps_to_be_made_again_are_dropped(tmp_path, step, kept):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "re')
-    state = type("State", (), {"is_world_process_zero": True, "global_step": 2})
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 3)) + '{"step": 4, "re')
+    state = type("State", (), {"is_world_process_zero": True, "global_step": step})
     MetricsFile(tmp_path).on_train_begin(None, state, None)
-    assert [row["step"] for row in read_rows(path)] == [1, 2]
+    assert [row["step"] for row in read_rows(path)] == kept
