@@ -96,8 +96,6 @@ class LocalModel:
         settings = argparse.Namespace(
             batch_size=None, tensor_parallel_size=1, gpu_memory_utilization=spec.gpu_share, seed=0
         )
-            batch_size=None, tensor_parallel_size=1, gpu_memory_utilization=spec.gpu_share, seed=0
-        )
         self.backend = backend(source, loading, self.tokenizer, self.context, settings)
 
     def stream(self, messages: Conversation, sampling: Sampling, watch: Watch) -> Completion:
