@@ -6,7 +6,7 @@
 One GPU, bfloat16 weights and optimizer states, gradient checkpointing, random completions of even length between 8 and
 the cap. For each shape: generation with transformers, then log-probabilities, loss and backward with plain GRPOTrainer
 and with this project's, then the optimizer. Beside each the two floors: the time that its arithmetic takes at the GPU's
-peak, and that its bytes take at its bandwidth. `utilisation` (MFU) is the arithmetic floor over the time, with 2 FLOP per
+peak, and that its bytes take at its bandwidth. `utilisation` (MFU) is arithmetic floor over time, with 2 FLOP per
 parameter and token forward and 6 forward and backward; what gradient checkpointing computes again is not counted.
 """
 
