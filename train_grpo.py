@@ -29,11 +29,12 @@ from grpo_math.arguments import (
 )
 from grpo_math.errors import STOPPED, UsageError, run, tell_job
 from grpo_math.generation import Loading, load_config, load_tokenizer
-from grpo_math.prompts import asks_in_chat, build_prompts, prompt_token_ids, stop_strings
+from grpo_math.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
-from grpo_math.tasks import choose_style, fingerprint, load_rows
+from grpo_math.tasks import choose_style
 from grpo_math.tracking import choose_trackers, identify_run
+from grpo_math.training_data import load_training_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -128,6 +129,9 @@ class Plan:
     ours: dict[str, Any]  # of the trainer's arguments: those that TRL's does not have
     longest_prompt: int
     lines: list[str]  # for a person
+    held_out: list[dict[str, Any]]
+    held_out_prompts: list[list[int]]  # token ids
+    style: PromptStyle
 
 
 def prepare(options: Options) -> Plan:
@@ -138,7 +142,8 @@ def prepare(options: Options) -> Plan:
     """
     if options.model is None and not options.gives("model_name_or_path"):
         raise UsageError("no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder")
-    rows = load_rows(options.train_data, options.task)
+    data = load_training_data(options)
+    rows = data.rows
     style = choose_style(options.prompt, rows)
     build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
 
@@ -168,7 +173,9 @@ def prepare(options: Options) -> Plan:
     chat = asks_in_chat(style, tokenizer)
     prompts = build_prompts(style, [row["question"] for row in rows], tokenizer)
     dataset = build_dataset(rows, prompts)
-    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, prompts))
+    asked = build_prompts(style, [row["question"] for row in data.held_out], tokenizer)
+    held_out = prompt_token_ids(tokenizer, asked) if asked else []
+    longest = max(len(ids) for ids in [*prompt_token_ids(tokenizer, prompts), *held_out])
     check_context(longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None))
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
@@ -179,13 +186,28 @@ def prepare(options: Options) -> Plan:
         "task": task,
         "prompt": style.name,
         "chat": chat,
-        "train_data": {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)},
+        **data.record,
         "reward_funcs": options.reward_funcs,
         **({"advantage": "no_baseline"} if options.advantage == "no_baseline" else {}),  # the others are TRL's
     }
     ours = {"baseline": options.advantage != "no_baseline", "skip_zero_advantage": options.skip_zero_advantage}
-    lines = [f"run          {args.output_dir}", *batches.lines(len(rows), args.num_generations), *notes]
-    return Plan(source, args, model_args, model_config, tokenizer, dataset, rewards, own, ours, longest, lines)
+    lines = [f"run          {args.output_dir}", *data.lines, *batches.lines(len(rows), args.num_generations), *notes]
+    return Plan(
+        source,
+        args,
+        model_args,
+        model_config,
+        tokenizer,
+        dataset,
+        rewards,
+        own,
+        ours,
+        longest,
+        lines,
+        data.held_out,
+        held_out,
+        style,
+    )
 
 
 def dry_run(plan: Plan) -> None:
@@ -216,6 +238,7 @@ def train(plan: Plan, options: Options) -> None:
     """
     from grpo_math.callbacks import StopSignal
     from grpo_math.diagnosis import Diagnosis
+    from grpo_math.heldout import HeldOut
     from grpo_math.preflight import steps_between_generations
     from grpo_math.vllm_server import ServerWatch, server_url, wait_for_server
 
@@ -231,6 +254,9 @@ def train(plan: Plan, options: Options) -> None:
     stop = StopSignal(steps_between_generations(plan.args))
     diagnosis = Diagnosis(options.give_up_after, say)
     trainer = build_trainer(plan, record, [stop, diagnosis])
+    if plan.held_out:
+        every = int(plan.args.eval_steps)
+        trainer.add_callback(HeldOut(trainer, plan.held_out, plan.held_out_prompts, plan.style, every, say))
     say(f"skipping     {trainer.skip_note}")
     if generates_elsewhere and trainer.accelerator.is_main_process:
         ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(trainer.vllm_generation)

@@ -16,6 +16,7 @@ import yaml
 
 from grpo_math.errors import UsageError
 from grpo_math.prompts import STYLES
+from grpo_math.training_data import add_data_flags
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -33,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "save_steps": 50,
     "save_total_limit": 3,
+    "eval_steps": 50,  # of --eval_size
+    "lora_dropout": 0.0,  # TRL samples with it: what is trained would not be what has written the completions
     "log_completions": True,
     "num_completions_to_print": 0,
     "report_to": ["tensorboard"],
@@ -54,6 +57,7 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
   --gradient_accumulation_steps N      micro-batches per step (default: 4)
   --num_generations G                  completions per question, the group (default: 8)
   --max_completion_length N            tokens; longer completions are cut (default: 512)
+  --eval_steps N                       steps between measurements of --eval_size (default: 50)
   --temperature T                      of sampling in training (default: 1.0)
   --loss_type NAME                     (default: dr_grpo, with --advantage group_mean and --beta 0)
   --report_to NAME ...                 tensorboard, wandb, trackio, none (default: tensorboard, and wandb if logged in)
@@ -80,6 +84,11 @@ class Options:
     rest: list[str]
     advantage: str | None = None
     skip_zero_advantage: bool = True
+    eval_size: int = 0
+    eval_data: str | None = None
+    difficulty: str | None = None
+    min_pass: float | None = None
+    max_pass: float | None = None
 
     def gives(self, name: str) -> bool:
         """Whether the recipe or the command line sets TRL's argument `name`."""
@@ -121,9 +130,7 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="YAML", help="recipe: any flag as `name: value`; the command line wins")
-    parser.add_argument(
-        "--train_data", metavar="JSONL", default="data/gsm8k/train.jsonl", help="rows of question and answer"
-    )
+    add_data_flags(parser)
     parser.add_argument(
         "--task",
         help="how answers are checked: a known name or the dotted path of your own (default: what the rows say)",

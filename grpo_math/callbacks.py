@@ -36,7 +36,7 @@ class MetricsFile(TrainerCallback):
                 row = json.loads(line)
             except ValueError:
                 break  # a line cut off when the run was killed
-            if row["step"] <= state.global_step:
+            if state.global_step and row["step"] <= state.global_step:
                 kept.append(line + "\n")
         write_text_atomic(self.path, "".join(kept))
 

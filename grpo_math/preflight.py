@@ -118,6 +118,11 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two",
         ),
         (
+            a.eval_strategy != "no" or a.eval_on_start,
+            "--eval_strategy and --eval_on_start: would report rewards; --eval_size N reports accuracy",
+        ),
+        (a.eval_steps < 1 or a.eval_steps % 1, f"--eval_steps {a.eval_steps:g}: must be a whole number of steps"),
+        (
             a.use_vllm and a.vllm_importance_sampling_correction and (a.top_k or a.top_p < 1 or a.min_p),
             "--top_k, --top_p or --min_p: vLLM's probabilities would be of the cut distribution and its correction "
             "wrong; leave them out, or add --vllm_importance_sampling_correction false",

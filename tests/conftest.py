@@ -15,6 +15,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTER = ROOT / "starter_model"
+# Runs scripts one after the other in one process, so that TRL is imported once.
+DRIVER = """
+import json, runpy, sys
+for command in json.load(open("commands.json")):
+    print("$", *command, flush=True)
+    sys.argv = command
+    runpy.run_path(f"{sys.argv[0]}", run_name="__main__")
+"""
 
 
 def script(command: list, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
@@ -25,6 +33,15 @@ def script(command: list, cwd: Path, timeout: float = 300, **environment: str) -
     return subprocess.run(
         [sys.executable, ROOT / name, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
     )
+
+
+def run_all(commands: list[list], cwd: Path) -> str:
+    """The scripts' output, all from one process."""
+    words = [[str(part) for part in (ROOT / name, *rest)] for name, *rest in commands]
+    (cwd / "commands.json").write_text(json.dumps(words))
+    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def kill_after(command: list, cwd: Path, path: Path, rows: int, timeout: float = 600) -> None:

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, STARTER, read_rows, write_jsonl
+from conftest import STARTER, read_rows, run_all, write_jsonl
 
 from grpo_math.prompts import STYLES
 from grpo_math.tasks import TASKS
 
-# Runs scripts one after the other in one process, so that TRL is imported once.
-DRIVER = """
-import json, runpy, sys
-for command in json.load(open("commands.json")):
-    print("$", *command, flush=True)
-    sys.argv = command
-    runpy.run_path(f"{sys.argv[0]}", run_name="__main__")
-"""
 GSM8K = [{"question": f"Tom has {n} apples and buys {n}. How many?", "answer": f"#### {2 * n}"} for n in range(2, 8)]
 MATH = [
     {"problem": f"What is half of ${n}$?", "solution": rf"It is $\\boxed{{\frac{{{n}}}{{2}}}}$.", "level": "Level 1"}
@@ -33,14 +23,6 @@ SMALL = [
     *("--max_completion_length", "16", "--gradient_checkpointing", "false", "--report_to", "none"),
     *("--max_steps", "2", "--learning_rate", "1e-3", "--train_data", "train.jsonl"),
 ]
-
-
-def run_all(commands: list[list[str]], cwd) -> str:
-    """The scripts' output, all from one process."""
-    (cwd / "commands.json").write_text(json.dumps([[str(ROOT / name), *rest] for name, *rest in commands]))
-    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=cwd, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

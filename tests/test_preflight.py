@@ -37,6 +37,9 @@ def found(flags):
         ("--use_vllm true --top_k 20", {}, "vLLM's probabilities would be of the cut distribution"),
         ("--save_only_model true", {}, "could not be continued"),
         ("--num_iterations 2 --save_steps 3", {}, "choose a multiple of 2"),
+        ("--eval_strategy steps", {}, "--eval_size N reports accuracy"),
+        ("--eval_steps 0.5", {}, "--eval_steps 0.5: must be a whole number of steps"),
+        ("--eval_steps 0", {}, "--eval_steps 0: must be a whole number of steps"),
         ("", FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "one of the two"),
     ],
 )

@@ -108,7 +108,7 @@ def test_two_processes_make_one_run(tmp_path, data):
     launch = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_configs/cpu.yaml"]
     launch += ["--num_processes", 2, "--num_machines", 1, "--machine_rank", 0, "--main_process_port", 0]
     command = [sys.executable, *launch, ROOT / "train_grpo.py", STARTER, "--train_data", "train.jsonl", *SMALL]
-    command += ["--max_steps", 2, "--save_steps", 1, "--output_dir", "run"]
+    command += ["--max_steps", 2, "--save_steps", 1, "--output_dir", "run", "--eval_size", 41, "--eval_steps", 2]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -121,13 +121,23 @@ def test_two_processes_make_one_run(tmp_path, data):
         and is_complete(run / FINAL)
     )
     assert list(losses(run)) == [1, 2]
-    for row in read_rows(run / "metrics.jsonl")[:2]:
+    logged = read_rows(run / "metrics.jsonl")
+    for row in (row for row in logged if "reward" in row):
         table = pyarrow.parquet.read_table(run / f"completions/completions_{row['step']:05d}.parquet").to_pylist()
         assert len(table) == 32
         for verdict, name in ((True, "right"), (False, "wrong")):
             tokens = [each["tokens"] for each in table if each["strict"] is verdict]
             mean = pytest.approx(sum(tokens) / len(tokens)) if tokens else None
             assert row.get(f"completions/mean_length_{name}") == mean, row["step"]
+
+    # 41 held-out questions, which two processes do not share evenly: what the evaluator finds alone.
+    measured = {row["step"]: row["eval_accuracy_lenient"] for row in logged if "eval_accuracy" in row}
+    assert list(measured) == [0, 2] and done.stdout.count("of 41 held-out questions right") == 2
+    scored = script(["evaluate_gsm8k_no_vllm.py", STARTER, "--data", "train.jsonl", "--max_tokens", 12], tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    (evaluation,) = (tmp_path / "evals").glob("*.jsonl")
+    verdicts = [each["lenient"] for each in sorted(read_rows(evaluation), key=lambda each: each["id"])[:41]]
+    assert measured[0] == pytest.approx(sum(verdicts) / 41) and 0 < sum(verdicts) < 41
 
 
 def test_it_learns(tmp_path):

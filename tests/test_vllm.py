@@ -94,8 +94,11 @@ def test_killed_evaluation_ends_with_the_same_rows(data, tmp_path):
     assert path.read_bytes() == (tmp_path / "whole/evals/vllm.jsonl").read_bytes()
 
 
-def test_a_colocated_engine_follows_the_weights(tmp_path):
-    """vLLM's greedy completions while it trains are those of the checkpoint before: two steps have changed them."""
+def test_a_colocated_engine_follows_the_weights(data, tmp_path):
+    """vLLM's greedy completions while it trains are those of the checkpoint before: two steps have changed them.
+
+    And the accuracy that it measures on held-out questions is what transformers finds with the same weights.
+    """
     import pyarrow.parquet
 
     problems = sum_problems(8, -99, 99, seed=3)
@@ -104,6 +107,7 @@ def test_a_colocated_engine_follows_the_weights(tmp_path):
     done = script(
         [
             *("train_grpo.py", STARTER, "--train_data", "train.jsonl", "--use_vllm", "true", "--output_dir", "run"),
+            *("--eval_data", data, "--eval_size", 150, "--eval_steps", 2),
             *("--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 1, "--num_generations", 4),
             *("--top_k", 1, "--vllm_importance_sampling_correction", "false", "--advantage", "no_baseline"),
             *("--learning_rate", "3e-3", "--lr_scheduler_type", "constant", "--max_steps", 3, "--report_to", "none"),
@@ -124,6 +128,15 @@ def test_a_colocated_engine_follows_the_weights(tmp_path):
         same = sum(written[question].strip() == text.strip() for question, text in greedy[step].items())
         assert same >= 7, (step, written, greedy[step])  # vLLM's weights are bfloat16: one may differ
     assert sum(greedy[1][question] != greedy[3][question] for question in greedy[1]) >= 3
+
+    measured = {row["step"]: row for row in read_rows(tmp_path / "run/metrics.jsonl") if "eval_accuracy" in row}
+    assert list(measured) == [0, 2, 3]
+    for step, model in ((0, STARTER), (2, tmp_path / "run/checkpoint-2")):
+        found = evaluate("transformers", model, data, tmp_path / f"at-{step}").values()
+        chosen = sorted(found, key=lambda row: row["id"])[:150]
+        for key, verdict in (("eval_accuracy", "strict"), ("eval_accuracy_lenient", "lenient")):
+            share = sum(row[verdict] for row in chosen) / 150
+            assert measured[step][key] == pytest.approx(share, abs=3 / 150), (step, key)
 
 
 @pytest.fixture
