@@ -91,8 +91,9 @@ def timed(clock: Callable[[], float], function: Callable[[], list[str]]) -> tupl
 
 def measure(name: str, ends: int, cap: int, args: argparse.Namespace) -> list[list[object]]:
     """Lines of the table for one distribution of lengths."""
-    from grpo_math.generation import Loading, Sampling, TransformersBackend, load_tokenizer
+    from grpo_math.generation import Loading, Sampling, load_tokenizer
     from grpo_math.runs import ModelSource
+    from grpo_math.transformers_generation import TransformersBackend
 
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,6 @@ from grpo_math.generation import (
     Completion,
     Loading,
     Sampling,
-    TransformersBackend,
     Watch,
     load_config,
     load_tokenizer,
@@ -40,6 +39,7 @@ from grpo_math.generation import (
 from grpo_math.openai_generation import OpenAIServer
 from grpo_math.prompts import as_plain_text, fold_system, prompt_token_ids, stop_strings, takes_system_role
 from grpo_math.runs import resolve_model
+from grpo_math.transformers_generation import TransformersBackend
 from grpo_math.vllm_generation import VllmBackend
 
 BACKENDS = ("transformers", "vllm", "openai")
