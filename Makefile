@@ -5,7 +5,7 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-vllm test-notebook lint
+.PHONY: quickstart test test-vllm test-cluster test-browser test-notebook lint
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
@@ -14,10 +14,18 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --durations 5
 
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest --durations 5 tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest -m slow --durations 5 tests/test_vllm.py
+
+test-cluster: .venv/ready .venv-vllm/ready
+	@command -v slurmctld >/dev/null || { echo "error: no Slurm: apt-get install slurm-wlm munge"; exit 2; }
+	$(BIN)/python -m pytest -m slow --durations 5 tests/test_cluster.py tests/test_memory.py
+
+test-browser: .venv/ready
+	@command -v chromedriver >/dev/null || { echo "error: no chromedriver: apt-get install chromium chromium-driver"; exit 2; }
+	$(BIN)/python -m pytest -m slow --durations 5 tests/test_run_report_browser.py
 
 test-notebook: .venv/notebook
-	$(BIN)/python -m pytest --durations 5 tests/test_notebook.py
+	$(BIN)/python -m pytest -m slow --durations 5 tests/test_notebook.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

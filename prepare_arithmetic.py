@@ -1,9 +1,12 @@
-"""Make sums and differences in free text, with exact answers: train and test JSONL, the same bytes for the same seed.
+"""Make arithmetic questions with exact answers: train and test JSONL, the same bytes for the same seed.
 
-    python prepare_arithmetic.py
+    python prepare_arithmetic.py                                # sums and differences in free text
     python prepare_arithmetic.py --num_problems 1000 --min_num -1000 --max_num 1000 --test_split 0.2
+    python prepare_arithmetic.py --kind expression --depth 4    # such as 3 * (4 - (2 + 7)) - 5
+    python prepare_arithmetic.py --kind polynomial              # such as: Expand 3(x + 1)(x + 2).
+    python prepare_arithmetic.py --kind mixed                   # a third of each; train with --prompt think_answer
 
-No problem of the test file is in the training file, whatever its wording or the order of its summands.
+No problem of the test file is in the training file, whatever its wording or the order of its summands and factors.
 """
 
 from __future__ import annotations
@@ -11,19 +14,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.algebra import KINDS, RANGES, make_questions
 from grpo_math.errors import UsageError, run
 from grpo_math.tasks import fingerprint, write_rows
 
 
 def parse_args() -> argparse.Namespace:
+    ranges = ", ".join(f"{low}..{high} for {kind}" for kind, (low, high) in RANGES.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=KINDS, default="sum", help="what is asked for (default: sum)")
     parser.add_argument("--num_problems", type=int, default=5000, help="train and test together (default: 5000)")
-    parser.add_argument("--min_num", type=int, default=-99, help="smallest operand (default: -99)")
-    parser.add_argument("--max_num", type=int, default=99, help="largest operand (default: 99)")
+    parser.add_argument("--min_num", type=int, help="smallest operand or coefficient")
+    parser.add_argument("--max_num", type=int, help=f"largest operand or coefficient (default: {ranges})")
+    parser.add_argument("--depth", type=int, default=3, help="most operations in one another (default: 3)")
     parser.add_argument("--test_split", type=float, default=0.1, help="share of test problems (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, default=Path("data/arithmetic"))
+    parser.add_argument("--output_dir", type=Path, help="(default: data/arithmetic for sums, else data/KIND)")
     return parser.parse_args()
 
 
@@ -33,14 +39,17 @@ def main() -> None:
         raise UsageError(f"--num_problems {args.num_problems}: at least 2 are needed, one for each split")
     if not 0 < args.test_split < 1:
         raise UsageError(f"--test_split {args.test_split}: must lie between 0 and 1")
+    if not 2 <= args.depth <= 10:
+        raise UsageError(f"--depth {args.depth}: must lie between 2 and 10")
     try:
-        problems = sum_problems(args.num_problems, args.min_num, args.max_num, args.seed)
+        problems = make_questions(args.kind, args.num_problems, args.min_num, args.max_num, args.depth, args.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
     test = min(max(1, round(args.num_problems * args.test_split)), args.num_problems - 1)
-    rows = [{"question": p.question, "answer": str(p.answer), "task": "arithmetic"} for p in problems]
+    rows = [{"question": p.question, "answer": p.answer, "task": p.task} for p in problems]
+    folder = args.output_dir or Path("data") / ("arithmetic" if args.kind == "sum" else args.kind)
     for name, split in (("train", rows[:-test]), ("test", rows[-test:])):
-        path = args.output_dir / f"{name}.jsonl"
+        path = folder / f"{name}.jsonl"
         write_rows(path, split)
         print(f"{path}: {len(split):,} problems, sha256 {fingerprint(path)}")
 

@@ -4,7 +4,8 @@
     python quickstart.py
 
 Every command is printed before it runs, and runs by itself as well. What is finished is not done again. The numbers go
-to outputs/quickstart/summary.json, the curves to outputs/quickstart/training.png.
+to outputs/quickstart/summary.json, the curves to outputs/quickstart/training.png, and all of it together with the
+completions to outputs/quickstart/report.html, to look into with a browser.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> None:
     call(EVALUATE.format(model="starter_model", name=BEFORE.stem))
     call(f"train_grpo.py starter_model --config recipes/starter_arithmetic.yaml --output_dir {RUN}")
     call(EVALUATE.format(model=RUN, name=AFTER.stem))
-    call(f"plot_training.py {RUN}")
+    call(f"plot_training.py {RUN} --evals {BEFORE.with_suffix('.json')} {AFTER.with_suffix('.json')}")
     before, after = results(BEFORE), results(AFTER)
     numbers = {"before": summary(before), "after": summary(after)}
     write_text_atomic(RUN / "summary.json", json.dumps(numbers, indent=2) + "\n")
@@ -83,6 +84,7 @@ def main() -> None:
     print(
         f"\n{samples()}\n\nnumbers in {RUN}/summary.json, curves in {RUN}/training.png; {time.time() - started:.0f} s"
     )
+    print(f"open {RUN}/report.html in a browser: curves, settings and completions")
 
 
 if __name__ == "__main__":

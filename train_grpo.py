@@ -13,27 +13,33 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
+    Options,
     build_configs,
     parse_options,
     parse_trl_arguments,
+    set_advantage,
     trl_parser,
 )
-from grpo_math.errors import UsageError, run
+from grpo_math.errors import STOPPED, UsageError, run, tell_job
 from grpo_math.generation import Loading, load_config, load_tokenizer
-from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids
+from grpo_math.prompts import asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
 from grpo_math.tasks import choose_style, fingerprint, load_rows
+from grpo_math.tracking import choose_trackers, identify_run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-    from trl import GRPOConfig, GRPOTrainer, ModelConfig
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from trl import GRPOConfig, ModelConfig
+
+    from grpo_math.stopping import StopsAtStrings
 
 
 def say(line: str) -> None:
@@ -46,59 +52,28 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def build_dataset(rows: list[dict[str, Any]], style: PromptStyle, chat: bool) -> Any:
+def build_dataset(rows: list[dict[str, Any]], prompts: list) -> Any:
     """One row per question: the prompt, and every field that all rows have, for the reward functions."""
     from datasets import Dataset
 
     shared = [key for key in rows[0] if key not in ("prompt", "solution") and all(key in row for row in rows)]
     try:
         return Dataset.from_list(
-            [
-                {**{key: row[key] for key in shared}, "prompt": build_prompt(style, row["question"], chat)}
-                for row in rows
-            ]
+            [{**{key: row[key] for key in shared}, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
         )
     except Exception as error:  # pyarrow's errors for fields of mixed types share no base of their own
         raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
 
 
-def configure_tracking(args: GRPOConfig, chosen: bool) -> None:
-    """W&B when asked, or when logged in and nothing was `chosen`; never a login prompt that would block a batch job."""
-    import importlib.util
-    import netrc
-
-    if importlib.util.find_spec("wandb") is None:
-        if "wandb" in args.report_to:
-            raise UsageError("--report_to wandb: wandb is not installed; pip install wandb")
-        return
-    try:
-        stored = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        stored = False
-    logged_in = stored or bool(os.environ.get("WANDB_API_KEY"))
-    if logged_in and not chosen:
-        args.report_to = ["tensorboard", "wandb"]
-    if "wandb" in args.report_to and not logged_in and "WANDB_MODE" not in os.environ:
-        os.environ["WANDB_MODE"] = "offline"
-        say("W&B: not logged in, so the run is kept offline (wandb login, or WANDB_API_KEY)")
-    os.environ.setdefault("WANDB_PROJECT", "grpo-math")
-    args.run_name = args.run_name or Path(args.output_dir).name
-
-
-def build_trainer(
-    source: ModelSource,
-    args: GRPOConfig,
-    model_args: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Any,
-    rewards: list,
-    record: dict[str, Any],
-) -> GRPOTrainer:
+def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> StopsAtStrings:
     from transformers import PrinterCallback, ProgressCallback
-    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
+    from grpo_math.stopping import StopsAtStrings
+    from grpo_math.vllm_generation import prepare_training_engine
 
+    args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -107,22 +82,25 @@ def build_trainer(
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
-    trainer = GRPOTrainer(
-        model=source.path,
-        reward_funcs=rewards,
+    if args.use_vllm and args.vllm_mode == "colocate":
+        prepare_training_engine(args)
+    trainer = StopsAtStrings(
+        **plan.ours,
+        model=plan.source.path,
+        reward_funcs=plan.rewards,
         args=args,
-        train_dataset=dataset,
-        processing_class=tokenizer,
+        train_dataset=plan.dataset,
+        processing_class=plan.tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        callbacks=[CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter()],
+        callbacks=[CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter(), *callbacks],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
 
 
-def save_final(trainer: GRPOTrainer, record: dict[str, Any]) -> Path:
+def save_final(trainer: StopsAtStrings, record: dict[str, Any]) -> Path:
     """Save the trained model, on all ranks, under a temporary name that becomes `checkpoint-final` when it is whole."""
     final = Path(trainer.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")
@@ -135,25 +113,37 @@ def save_final(trainer: GRPOTrainer, record: dict[str, Any]) -> Path:
     return final
 
 
-def main() -> None:
-    options = parse_options(sys.argv[1:], __doc__)
-    if options.help_all:
-        trl_parser().print_help()
-        return
+@dataclass
+class Plan:
+    """A run as far as it is known before the model is loaded."""
+
+    source: ModelSource
+    args: GRPOConfig
+    model_args: ModelConfig
+    model_config: Any
+    tokenizer: PreTrainedTokenizerBase
+    dataset: Any
+    rewards: list
+    own: dict[str, Any]  # of the record: what TRL does not know
+    ours: dict[str, Any]  # of the trainer's arguments: those that TRL's does not have
+    longest_prompt: int
+    lines: list[str]  # for a person
+
+
+def prepare(options: Options) -> Plan:
+    """Read data, tokenizer and configurations, and check all that can be checked without the weights.
+
+    Raises:
+        UsageError: something cannot work; of combinations of flags, all that cannot are named.
+    """
     if options.model is None and not options.gives("model_name_or_path"):
         raise UsageError("no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder")
     rows = load_rows(options.train_data, options.task)
     style = choose_style(options.prompt, rows)
-    rewards = build_rewards(options.reward_funcs, style)
+    build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
 
-    from grpo_math.preflight import (
-        check_combinations,
-        check_context,
-        check_launch,
-        check_weights,
-        machine_defaults,
-        plan_batches,
-    )
+    from grpo_math.launch import check_launch, machine_defaults
+    from grpo_math.preflight import check_context, check_weights, conflicts, plan_batches, stop_arguments
 
     machine, notes = machine_defaults()
     trl_args = parse_trl_arguments(options, machine)
@@ -161,24 +151,29 @@ def main() -> None:
     source = resolve_model(trl_args.model_name_or_path)
     if trl_args.reward_weights is None and options.reward_funcs == REWARDS:
         trl_args.reward_weights = REWARD_WEIGHTS
-    check_combinations(trl_args)
+    set_advantage(options, trl_args)
     check_weights(trl_args.reward_weights, options.reward_funcs)
-    plan = plan_batches(trl_args, len(rows))
+    batches = plan_batches(trl_args, len(rows))
+    if found := conflicts(trl_args):
+        raise UsageError("\nerror: ".join(found))
     task = rows[0]["task"]
     trl_args.output_dir = trl_args.output_dir or f"outputs/{source.name}-{task}"
     args, model_args = build_configs(trl_args)
     check_launch(args.world_size)
+    choose_trackers(args, options.gives("report_to"), say)
 
     loading = Loading(revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code)
-    context = getattr(load_config(source, loading), "max_position_embeddings", None)
+    model_config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
-    chat = tokenizer.chat_template is not None
-    dataset = build_dataset(rows, style, chat)
-    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, list(dataset["prompt"])))
-    check_context(longest, args.max_completion_length, context)
+    chat = asks_in_chat(style, tokenizer)
+    prompts = build_prompts(style, [row["question"] for row in rows], tokenizer)
+    dataset = build_dataset(rows, prompts)
+    longest = max(len(ids) for ids in prompt_token_ids(tokenizer, prompts))
+    check_context(longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None))
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
-
+    args.generation_kwargs = stop_arguments(stop_strings(chat, style), args)
+    rewards = build_rewards(options.reward_funcs, style, args.max_completion_length)
     own = {
         "model": source.path,
         "task": task,
@@ -186,16 +181,81 @@ def main() -> None:
         "chat": chat,
         "train_data": {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)},
         "reward_funcs": options.reward_funcs,
+        **({"advantage": "no_baseline"} if options.advantage == "no_baseline" else {}),  # the others are TRL's
     }
-    record, checkpoint = open_run(args, model_args, own, insist=options.resume, say=say)
+    ours = {"baseline": options.advantage != "no_baseline", "skip_zero_advantage": options.skip_zero_advantage}
+    lines = [f"run          {args.output_dir}", *batches.lines(len(rows), args.num_generations), *notes]
+    return Plan(source, args, model_args, model_config, tokenizer, dataset, rewards, own, ours, longest, lines)
+
+
+def dry_run(plan: Plan) -> None:
+    """Print what the run would take, on every rank of the launch, without its weights."""
+    from trl import get_peft_config
+
+    from grpo_math.launch import rank_line
+    from grpo_math.memory import count_parameters, estimate, memory_lines
+
+    parameters = count_parameters(plan.model_config, get_peft_config(plan.model_args))
+    parts = estimate(parameters, plan.model_config, plan.args, plan.model_args, plan.longest_prompt)
+    lines = [
+        *plan.lines,
+        f"model        {plan.source.path}: {parameters.total:,} parameters, {parameters.trained:,} of them trained",
+        f"prompts      at most {plan.longest_prompt} tokens, completions at most {plan.args.max_completion_length}",
+        *memory_lines(parts, plan.args),
+    ]
+    print(rank_line(plan.args.device), flush=True)
+    for line in lines:
+        say(line)
+
+
+def train(plan: Plan, options: Options) -> None:
+    """Start or continue the run. Exits with status 75 when a signal asked for a stop.
+
+    Raises:
+        UsageError: the folder holds another run, or this one cannot learn.
+    """
+    from grpo_math.callbacks import StopSignal
+    from grpo_math.diagnosis import Diagnosis
+    from grpo_math.preflight import steps_between_generations
+    from grpo_math.vllm_server import ServerWatch, server_url, wait_for_server
+
+    record, checkpoint = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
     if record is None:
         return
-    for line in [f"run          {args.output_dir}", *plan.lines(len(rows), args.num_generations), *notes]:
+    for line in plan.lines:
         say(line)
-    configure_tracking(args, options.gives("report_to"))
-    trainer = build_trainer(source, args, model_args, tokenizer, dataset, rewards, record)
+    identify_run(plan.args)
+    generates_elsewhere = plan.args.use_vllm and plan.args.vllm_mode == "server"
+    if generates_elsewhere:
+        wait_for_server(server_url(plan.args), plan.args.vllm_server_timeout, say)
+    stop = StopSignal(steps_between_generations(plan.args))
+    diagnosis = Diagnosis(options.give_up_after, say)
+    trainer = build_trainer(plan, record, [stop, diagnosis])
+    say(f"skipping     {trainer.skip_note}")
+    if generates_elsewhere and trainer.accelerator.is_main_process:
+        ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(trainer.vllm_generation)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    say(f"saved        {save_final(trainer, record)}")
+    if diagnosis.verdict:
+        raise UsageError(diagnosis.verdict)
+    if not stop.stopped:
+        say(f"saved        {save_final(trainer, record)}")
+        return
+    say(f"stopped after step {trainer.state.global_step}, checkpoint saved; the same command continues from it")
+    trainer.accelerator.end_training()
+    if not tell_job("stopped"):
+        raise SystemExit(STOPPED)
+
+
+def main() -> None:
+    options = parse_options(sys.argv[1:], __doc__)
+    if options.help_all:
+        trl_parser().print_help()
+        return
+    plan = prepare(options)
+    if options.dry_run:
+        dry_run(plan)
+    else:
+        train(plan, options)
 
 
 if __name__ == "__main__":

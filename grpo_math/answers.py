@@ -97,7 +97,7 @@ def _ascii(character: str) -> str:
     return str(unicodedata.decimal(character, character))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` with LaTeX and Markdown decoration taken off, as far as that cannot change what number it shows."""
     text = text if text.isascii() else "".join(map(_ascii, text))
     if "\\" in text or "{" in text:
@@ -111,7 +111,7 @@ def parse_number(text: str) -> Fraction | None:
     r"""The exact value of a text that is one number, however decorated (`$1,000.50 a day`, `\frac12`), else None."""
     if text.isascii() and text.isdigit() and len(text) <= MAX_ANSWER:
         return Fraction(int(text))
-    text = _plain(text) if len(text) <= MAX_ANSWER else ""
+    text = plain(text) if len(text) <= MAX_ANSWER else ""
     if text.startswith("(") and text.endswith(")") and "," not in text:  # (18), but not the point (3,400)
         text = text[1:-1].strip()
     match = _NUMBER.match(text)
@@ -220,7 +220,7 @@ def _read(match: re.Match[str], mark: str) -> Extraction | None:
             return None
         ends = [_ASIDE.search(text, digit.end()), _SENTENCE_END.search(text, digit.end()) if mark == "phrase" else None]
         text = text[: min((end.start() for end in ends if end), default=len(text))].rstrip(" !")
-        tries = _TRIES.match(_plain(text))
+        tries = _TRIES.match(plain(text))
     equals = list(_EQUALS.finditer(text))
     if equals and not colon and not _TWO_ANSWERS.search(text[: equals[-1].start()].strip()):
         text = text[equals[-1].end() :].strip()  # the answer in `48 + 24 = 72` and `x = 72` is 72
@@ -245,7 +245,7 @@ def _last_number(text: str) -> Extraction:
     """The last number of a text; without a value when that number is part of a sum, a range or a time."""
     end = found.end() if (found := _TO_LAST_DIGIT.match(text)) else 0
     for reach in (30, 1000):  # characters: near the end is nearly always enough, and looking there alone is fast
-        window, tail = _plain(text[max(0, end - reach) : end]), text[end : end + 30]
+        window, tail = plain(text[max(0, end - reach) : end]), text[end : end + 30]
         for match in reversed(list(_TOKEN.finditer(window))):
             before, after = window[: match.start()], window[match.end() :] + tail
             if not before and end > reach:

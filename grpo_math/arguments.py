@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from grpo_math.errors import UsageError
+from grpo_math.prompts import STYLES
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -35,11 +36,14 @@ DEFAULTS: dict[str, Any] = {
     "log_completions": True,
     "num_completions_to_print": 0,
     "report_to": ["tensorboard"],
+    "project": "grpo-math",  # of W&B and Trackio
 }
 REWARDS = ["accuracy", "format", "length"]
 # Of the rewards above, when neither names nor weights are given. Halves and quarters add up exactly in floats: with a
 # weight of 0.2, TRL takes the rounding of equal rewards for variance, and frac_reward_zero_std stays 0.
 REWARD_WEIGHTS = [1.0, 0.25, 0.5]
+# What --advantage says in TRL's terms; TRL has no advantages without a baseline.
+SCALE_REWARDS = {"no_baseline": None, "group_mean": "none", "group_normalized": "group"}
 
 COMMON_TRL_FLAGS = """\
 TRL's and transformers' flags, under their own names (most changed ones; --help_all lists all):
@@ -51,7 +55,8 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
   --num_generations G                  completions per question, the group (default: 8)
   --max_completion_length N            tokens; longer completions are cut (default: 512)
   --temperature T                      of sampling in training (default: 1.0)
-  --loss_type NAME                     (default: dr_grpo, with --scale_rewards none and --beta 0)
+  --loss_type NAME                     (default: dr_grpo, with --advantage group_mean and --beta 0)
+  --report_to NAME ...                 tensorboard, wandb, trackio, none (default: tensorboard, and wandb if logged in)
   --use_vllm true                      generate with vLLM on the training GPUs
   --use_peft true                      train a LoRA adapter (--lora_r, --lora_alpha, ...)
 """
@@ -68,9 +73,13 @@ class Options:
     prompt: str | None
     reward_funcs: list[str]
     resume: bool
+    dry_run: bool
+    give_up_after: int
     help_all: bool
     recipe: dict[str, Any]
     rest: list[str]
+    advantage: str | None = None
+    skip_zero_advantage: bool = True
 
     def gives(self, name: str) -> bool:
         """Whether the recipe or the command line sets TRL's argument `name`."""
@@ -115,14 +124,57 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--train_data", metavar="JSONL", default="data/gsm8k/train.jsonl", help="rows of question and answer"
     )
-    parser.add_argument("--task", help="how answers are checked (default: what the rows say)")
-    parser.add_argument("--prompt", help="prompt style (default: the task's)")
     parser.add_argument(
-        "--reward_funcs", nargs="+", metavar="NAME", default=REWARDS, help="known names or dotted paths of your own"
+        "--task",
+        help="how answers are checked: a known name or the dotted path of your own (default: what the rows say)",
+    )
+    parser.add_argument("--prompt", help=f"prompt style (default: the task's): {', '.join(STYLES)}")
+    parser.add_argument(
+        "--reward_funcs",
+        nargs="+",
+        metavar="NAME",
+        default=REWARDS,
+        help="known names, with settings as in accuracy:wrong=-1, or dotted paths of your own",
+    )
+    parser.add_argument(
+        "--advantage",
+        type=_advantage,
+        metavar="NAME",
+        help="no_baseline (the reward itself), group_mean (less its group's mean; the default), or group_normalized "
+        "(and divided by the group's standard deviation)",
+    )
+    parser.add_argument(
+        "--skip_zero_advantage",
+        type=_truth,
+        default=True,
+        metavar="BOOL",
+        help="train on no completion and padding that add nothing to the gradient (default: true, where that is exact)",
     )
     parser.add_argument("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
+    parser.add_argument(
+        "--give_up_after",
+        type=int,
+        default=50,
+        metavar="N",
+        help="stop after N steps in a row in which nothing could be learned (default: 50; 0: never)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what the run would take and whether it can work; load no weights"
+    )
     parser.add_argument("--help_all", action="store_true", help="all flags, TRL's and transformers' included")
     return parser
+
+
+def _advantage(text: str) -> str:
+    if text not in SCALE_REWARDS:
+        raise argparse.ArgumentTypeError(f"unknown advantage {text!r}: known are {', '.join(SCALE_REWARDS)}")
+    return text
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -152,6 +204,7 @@ def trl_parser() -> Any:
 
     parser = Parser((GRPOConfig, ModelConfig), allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
+    next(action for action in parser._actions if action.dest == "report_to").nargs = "+"  # a list, read as one name
     return parser
 
 
@@ -176,6 +229,27 @@ def parse_trl_arguments(options: Options, machine: dict[str, Any]) -> argparse.N
             raise UsageError(f"unexpected {unknown[0]!r}: MODEL comes first, before any flag")
         raise UsageError(f"unknown argument {unknown[0]!r}{_suggest(name, known | own)}")
     return namespace
+
+
+def set_advantage(options: Options, arguments: argparse.Namespace) -> None:
+    """Put `--advantage` into TRL's arguments.
+
+    Raises:
+        UsageError: TRL's own arguments ask for other advantages.
+    """
+    if options.advantage is None:
+        return
+    scale = SCALE_REWARDS[options.advantage]
+    if options.gives("scale_rewards") and arguments.scale_rewards != scale:
+        raise UsageError(
+            f"--advantage {options.advantage} and --scale_rewards {arguments.scale_rewards}: give one of the two"
+        )
+    if arguments.multi_objective_aggregation != "sum_then_normalize":
+        raise UsageError(
+            f"--advantage {options.advantage} and --multi_objective_aggregation "
+            f"{arguments.multi_objective_aggregation}: give one of the two"
+        )
+    arguments.scale_rewards = scale or arguments.scale_rewards
 
 
 def build_configs(namespace: argparse.Namespace) -> tuple[GRPOConfig, ModelConfig]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from grpo_math.errors import tell_job
 from grpo_math.files import write_text_atomic
 from grpo_math.runs import checkpoint_step, checkpoints, is_complete, mark_complete
 
@@ -89,8 +93,39 @@ class CompleteCheckpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         mark_complete(self.run_dir / f"checkpoint-{state.global_step}", self.record)
+        tell_job("saved")
         if self.keep is not None:
             complete = [path for path in checkpoints(self.run_dir) if is_complete(path)]
             earlier = [path for path in complete if (checkpoint_step(path) or 0) <= state.global_step]
             for path in earlier[: -self.keep]:
                 shutil.rmtree(path)
+
+
+class StopSignal(TrainerCallback):
+    """Stop after a checkpoint when any process has received USR1 or TERM: all agree on it at the end of a step.
+
+    A stop falls between two generations of completions (`every` optimizer steps), where a run can be continued exactly.
+    Installed when made, so that a signal during loading counts.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every, self.received, self.stopped, self.training = every, False, False, False
+        for name in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(name, self._receive)
+
+    def _receive(self, number: int, _: Any) -> None:
+        if number == signal.SIGTERM and not self.training:
+            raise SystemExit(128 + number)  # nothing to save yet
+        self.received = True
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.training = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self.every or state.global_step >= state.max_steps:
+            return
+        if reduce(torch.tensor(float(self.received), device=args.device)).item():
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python takes its own handlers away at exit: USR1 would kill

@@ -8,10 +8,25 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
+JOB_STATUS = "GRPO_JOB_STATUS"
 
 
 class UsageError(Exception):
     """Something that the user can put right. The message names the file, line, field or flag, and the way out."""
+
+
+def tell_job(status: str) -> bool:
+    """Tell the batch script that started this how it stands, where there is one ($GRPO_JOB_STATUS names a file).
+
+    A launcher in between (torchrun) makes 1 of every exit status. Returns whether there was a script to tell.
+    """
+    path = os.environ.get(JOB_STATUS)
+    if path:
+        Path(path).write_text(status + "\n", encoding="utf-8")
+    return bool(path)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -30,6 +45,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()  # Inside the try: a closed pipe often shows only here.
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        tell_job(f"error: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

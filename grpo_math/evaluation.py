@@ -23,7 +23,7 @@ from typing import Any
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.generation import Backend, Completion, Loading, Sampling, load_config, load_tokenizer
-from grpo_math.prompts import PromptStyle, build_prompt, prompt_token_ids, stop_strings
+from grpo_math.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.reporting import analysis, result_lines
 from grpo_math.results import ResultsFile, Row
 from grpo_math.runs import ModelSource, resolve_model
@@ -91,12 +91,12 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     loading = Loading(args.dtype, args.revision, args.trust_remote_code)
     config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
-    chat = tokenizer.chat_template is not None
-    prompts = prompt_token_ids(tokenizer, [build_prompt(style, row["question"], chat) for row in rows])
+    chat = asks_in_chat(style, tokenizer)
+    prompts = prompt_token_ids(tokenizer, build_prompts(style, [row["question"] for row in rows], tokenizer))
     longest = max(len(prompt) for prompt in prompts) + args.max_tokens
     check_context(longest, args.max_tokens, getattr(config, "max_position_embeddings", None))
     sampling = Sampling(
-        args.n, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed, stop_strings(chat)
+        args.n, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed, stop_strings(chat, style)
     )
     settings = {
         "model": source.path,

@@ -9,9 +9,14 @@ from grpo_math.errors import UsageError
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8, line ends as given) so that a reader sees the old file or the whole new one, never a part.
+    """`write_bytes_atomic` for text: UTF-8, line ends as given."""
+    write_bytes_atomic(path, text.encode("utf-8"))
 
-    The text goes to a temporary name in the same folder, reaches the disk, and only then takes the place of `path`.
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one, never a part.
+
+    The bytes go to a temporary name in the same folder, reach the disk, and only then take the place of `path`.
     Missing parent folders are made. A symbolic link is followed: its target is replaced, the link stays.
 
     Raises UsageError, naming `path`, if the system refuses (no permission, full disk, a folder in the way).
@@ -24,8 +29,8 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
         temporary = Path(name)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(_mode_for(target))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -44,6 +44,7 @@ class Completion:
 
 # Shown the text of a completion as it grows; answers whether to go on.
 Watch = Callable[[str], bool]
+Stopped = Callable[[list[int]], bool] | None
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,13 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
 
 
 class TransformersBackend:
-    """Batched `generate` of transformers, left-padded, on whatever device there is."""
+    """Generation with transformers alone, on whatever device there is.
 
-    default_batch = 64
+    Of the completions that are generated and saved together, `in_flight` are worked on at a time: as many as memory
+    holds, and half as many whenever it runs out.
+    """
+
+    default_batch = 256
     packages = ("torch", "transformers")
 
     def __init__(
@@ -184,6 +189,12 @@ class TransformersBackend:
             model = PeftModel.from_pretrained(model, source.path).merge_and_unload()
         self.model = model.to(self.device).eval()
         self.end_tokens = end_tokens(model.generation_config, self.tokenizer)
+        from grpo_math.decoding import rows_that_fit
+
+        # On a CPU more at a time is no faster; on a GPU half of them wait, to take the places of the first to finish.
+        batch = args.batch_size or self.default_batch
+        wanted = max(1, batch // 2) if self.device == "cuda" else min(batch, 64)
+        self.in_flight = max(1, min(wanted, rows_that_fit(self.model, max_length)))
 
     @staticmethod
     def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -192,35 +203,67 @@ class TransformersBackend:
     def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
         import torch
 
-        def stop(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            text = self.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
-            return torch.tensor([not watch(text)], device=ids.device)
+        from grpo_math.decoding import can_decode
 
-        return self.generate([prompt], replace(sampling, n=1), stop)[0][0]
-
-    def generate(
-        self, prompts: list[list[int]], sampling: Sampling, *stopping_criteria: Callable[..., Any]
-    ) -> list[list[Completion]]:
-        import torch
-        from transformers import StoppingCriteriaList
-
+        method = self._decode if can_decode(self.model) else self._generate_padded
         torch.manual_seed(sampling.seed)
-        inputs = self.tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(
-            self.device
-        )
+        with torch.inference_mode():
+            (ids,) = method([prompt], sampling, lambda ids: not watch(self.tokenizer.decode(ids, True)))
+        return self._completion(ids, sampling)
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
+        import torch
+
+        from grpo_math.decoding import can_decode
+
+        method = self._decode if can_decode(self.model) else self._generate_padded
+        repeated = [prompt for prompt in prompts for _ in range(sampling.n)]
+        while True:
+            torch.manual_seed(sampling.seed)
+            try:
+                with torch.inference_mode():
+                    new = method(repeated, sampling)
+                break
+            except RuntimeError as error:  # torch.OutOfMemoryError, or what other devices have in its place
+                if "memory" not in str(error) or self.in_flight == 1:
+                    raise
+                self.in_flight //= 2
+                print(f"out of memory: on with {self.in_flight} completions at a time", file=sys.stderr)
+            torch.cuda.empty_cache()
+        completions = [self._completion(ids, sampling) for ids in new]
+        return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
+
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None) -> list[list[int]]:
+        from grpo_math.decoding import Decoder, chooser, finisher
+
+        choose = chooser(sampling.temperature, sampling.top_p, sampling.top_k)
+        whole = finisher(self.end_tokens, sampling.max_tokens, sampling.stop, self.tokenizer)
+        finished = (lambda ids: whole(ids) or stopped(ids)) if stopped else whole
+        decoder = Decoder(self.model, choose, finished, self.tokenizer.pad_token_id)
+        return decoder.complete(prompts, self.in_flight)
+
+    def _generate_padded(
+        self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None
+    ) -> list[list[int]]:
+        """With transformers' own `generate`, for models that keep more of a sequence than keys and values."""
+        from grpo_math.decoding import stopping_criteria
+
         config = self._generation_config(sampling)
         self.model.generation_config = config  # else values that are None are filled in from the model's own
-        with torch.inference_mode():
+        new = []
+        for start in range(0, len(prompts), self.in_flight):
+            inputs = self.tokenizer.pad(
+                {"input_ids": prompts[start : start + self.in_flight]}, padding_side="left", return_tensors="pt"
+            ).to(self.device)
             output = self.model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
-                stopping_criteria=StoppingCriteriaList(stopping_criteria),
+                stopping_criteria=stopping_criteria(stopped, inputs["input_ids"].shape[1]),
                 tokenizer=self.tokenizer if sampling.stop else None,
             )
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        completions = [self._completion(ids, sampling.max_tokens) for ids in new]
-        return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
+            new += output[:, inputs["input_ids"].shape[1] :].tolist()
+        return new
 
     def _generation_config(self, sampling: Sampling) -> Any:
         from transformers import GenerationConfig
@@ -228,7 +271,6 @@ class TransformersBackend:
         sampled = sampling.temperature > 0
         return GenerationConfig(
             max_new_tokens=sampling.max_tokens,
-            num_return_sequences=sampling.n,
             do_sample=sampled,
             temperature=sampling.temperature if sampled else None,
             top_p=sampling.top_p if sampled else None,
@@ -239,14 +281,13 @@ class TransformersBackend:
             pad_token_id=self.tokenizer.pad_token_id,
         )
 
-    def _completion(self, ids: list[int], max_tokens: int) -> Completion:
+    def _completion(self, ids: list[int], sampling: Sampling) -> Completion:
         """Cut a row of the batch after its end token, or before the padding that follows a stop string."""
-        end = next((i + 1 for i, token in enumerate(ids) if token in self.end_tokens), None)
-        if end is None:
-            end = len(ids)
-            while end and ids[end - 1] == self.tokenizer.pad_token_id:
+        end = next((i + 1 for i, token in enumerate(ids) if token in self.end_tokens), len(ids))
+        ended = end > 0 and ids[end - 1] in self.end_tokens
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        if stopped := any(string in text for string in sampling.stop):
+            while end and ids[end - 1] in (self.tokenizer.pad_token_id, *self.end_tokens):
                 end -= 1
-        stopped = end < max_tokens or (end > 0 and ids[end - 1] in self.end_tokens)
-        return Completion(
-            self.tokenizer.decode(ids[:end], skip_special_tokens=True), end, "stop" if stopped else "length"
-        )
+        whole = stopped or ended or end < sampling.max_tokens
+        return Completion(text, end, "stop" if whole else "length")

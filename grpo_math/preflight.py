@@ -1,4 +1,4 @@
-"""Before anything is loaded: batch arithmetic, the machine's precision, and combinations that cannot work."""
+"""Before anything is loaded: batch arithmetic, and combinations that cannot work."""
 
 from __future__ import annotations
 
@@ -9,30 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_math.errors import UsageError
-
-
-def machine_defaults() -> tuple[dict[str, Any], list[str]]:
-    """TRL arguments that depend on this machine, and a line for each that says what was chosen and why."""
-    import torch
-
-    if not torch.cuda.is_available():
-        device = "an Apple GPU" if torch.backends.mps.is_available() else "no GPU"
-        defaults = {"bf16": False, "attn_implementation": "sdpa", "dataloader_pin_memory": False}
-        if launched_processes() > 1:
-            # Without these, each process on a CPU would train a model of its own.
-            defaults |= {"use_cpu": True, "ddp_backend": "gloo"}
-        return defaults, [f"{device}: float32 and sdpa attention"]
-    bf16 = torch.cuda.is_bf16_supported()
-    flash = importlib.util.find_spec("flash_attn") is not None
-    notes = ["bfloat16 autocast" if bf16 else f"{torch.cuda.get_device_name()} has no bfloat16: float32"]
-    notes.append("flash-attention" if flash else "flash_attn is not installed: sdpa attention")
-    attention = "flash_attention_2" if flash else "sdpa"
-    return {"bf16": bf16, "attn_implementation": attention}, [", ".join(notes)]
-
-
-def launched_processes() -> int:
-    """How many processes `accelerate launch` or `torchrun` has started for this run, over all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from grpo_math.launch import launched_processes, strategy
 
 
 @dataclass(frozen=True)
@@ -96,29 +73,95 @@ def plan_batches(arguments: argparse.Namespace, rows: int) -> BatchPlan:
     )
 
 
-def check_combinations(arguments: argparse.Namespace) -> None:
-    """Refuse what TRL would accept and then fail at, or what would make a run impossible to continue."""
-    if arguments.use_vllm and importlib.util.find_spec("vllm") is None:
-        raise UsageError("--use_vllm: vllm is not installed; pip install vllm, or leave the flag out")
-    if arguments.save_only_model:
-        raise UsageError("--save_only_model: leaves out the optimizer, so the run could not be continued; leave it out")
+def steps_between_generations(arguments: argparse.Namespace) -> int:
+    """Optimizer steps that one batch of completions is used for: a run can be continued only between such batches."""
     accumulation = arguments.gradient_accumulation_steps
-    per_generation = (arguments.steps_per_generation or accumulation) * arguments.num_iterations // accumulation
-    if arguments.save_steps >= 1 and per_generation > 1 and arguments.save_steps % per_generation:
-        raise UsageError(
-            f"--save_steps {arguments.save_steps:g}: completions are used for {per_generation} steps, and a run can be "
-            f"continued only between them; choose a multiple of {per_generation}"
-        )
+    return max(1, (arguments.steps_per_generation or accumulation) * arguments.num_iterations // accumulation)
 
 
-def check_launch(world_size: int) -> None:
-    """Processes that were launched together must train together, or each would make a model of its own."""
-    launched = launched_processes()
-    if launched != world_size:
+def conflicts(arguments: argparse.Namespace) -> list[str]:
+    """What TRL would accept and then fail at, or what would make a run impossible to continue: a line for each."""
+    a, spread = arguments, strategy()
+    sharded = spread in ("fsdp1", "fsdp2", "zero3")
+    quantized = a.load_in_4bit or a.load_in_8bit
+    colocated = a.use_vllm and a.vllm_mode == "colocate"
+    server = a.use_vllm and a.vllm_mode == "server"
+    every = steps_between_generations(a)
+    rules = [
+        (a.use_vllm and not _installed("vllm"), "--use_vllm: vllm is not installed; pip install vllm, or leave it out"),
+        (
+            spread.startswith("zero") and not _installed("deepspeed"),
+            f"the launcher asks for {spread}: deepspeed is not installed; pip install deepspeed, or use fsdp2",
+        ),
+        (quantized and not _installed("bitsandbytes"), "--load_in_4bit/8bit: bitsandbytes is not installed"),
+        (quantized and not a.use_peft, "--load_in_4bit/8bit: quantised weights cannot be trained; add --use_peft true"),
+        (
+            quantized and sharded,
+            f"--load_in_4bit/8bit: quantised LoRA does not work when {spread} spreads the weights; use ddp or zero2",
+        ),
+        (a.load_in_8bit and colocated, "--load_in_8bit: vLLM cannot load it; use --load_in_4bit or --use_vllm false"),
+        (
+            colocated and launched_processes() % a.vllm_tensor_parallel_size,
+            f"--vllm_tensor_parallel_size {a.vllm_tensor_parallel_size}: does not divide the {launched_processes()} "
+            "processes of this launch",
+        ),
+        (
+            a.vllm_enable_sleep_mode and not colocated,
+            "--vllm_enable_sleep_mode: only for vLLM on the training GPUs (--use_vllm true --vllm_mode colocate)",
+        ),
+        (
+            server and not _has_gpu(),
+            "--vllm_mode server: weights go to the server over NCCL, which needs GPUs; this process sees none",
+        ),
+        (
+            spread.startswith("fsdp") and a.gradient_checkpointing and _env_true("FSDP_ACTIVATION_CHECKPOINTING"),
+            "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two",
+        ),
+        (
+            a.use_vllm and a.vllm_importance_sampling_correction and (a.top_k or a.top_p < 1 or a.min_p),
+            "--top_k, --top_p or --min_p: vLLM's probabilities would be of the cut distribution and its correction "
+            "wrong; leave them out, or add --vllm_importance_sampling_correction false",
+        ),
+        (a.save_only_model, "--save_only_model: leaves out the optimizer, so the run could not be continued"),
+        (
+            a.save_steps >= 1 and a.save_steps % every,
+            f"--save_steps {a.save_steps:g}: completions are used for {every} steps, and a run can be continued only "
+            f"between them; choose a multiple of {every}",
+        ),
+    ]
+    return [message for broken, message in rules if broken]
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _env_true(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def stop_arguments(stop: tuple[str, ...], arguments: Any) -> dict[str, Any] | None:
+    """TRL's `generation_kwargs` that end a completion at any string of `stop`; what the user gives there wins.
+
+    Raises:
+        UsageError: completions are generated in a way that has no stop strings.
+    """
+    if not stop:
+        return arguments.generation_kwargs
+    if arguments.use_transformers_continuous_batching:
         raise UsageError(
-            f"{launched} processes were launched, but each sees {world_size}: launch with a configuration from "
-            "accelerate_configs/ that fits the machine (cpu.yaml where there is no GPU)"
+            "--use_transformers_continuous_batching: has no stop strings, which plain-text prompts need; leave it out"
         )
+    ours = (
+        {"stop": list(stop), "include_stop_str_in_output": True} if arguments.use_vllm else {"stop_strings": list(stop)}
+    )
+    return {**ours, **(arguments.generation_kwargs or {})}
 
 
 def check_weights(weights: list[float] | None, rewards: list[str]) -> None:

@@ -2,15 +2,21 @@
 
 A style is chosen with `--prompt NAME`; a training run records it beside its checkpoints and the evaluators take it
 from there, so that training and evaluation ask in the same words. Models with a chat template get messages, models
-without one (most base models) get the same words as plain text with stop strings of their own.
+without one (most base models) get the same words as plain text with stop strings of their own; `r1_zero` is plain text
+for every model. Where a chat template has no system role, the system text stands at the head of the user's turn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_math.errors import UsageError
+
+# What a plain-text prompt looks like, and where a model that goes on to invent the next question is cut.
+PLAIN_TEXT = "{system}\n\n{shot}Question: {question}\nAnswer:"
+SHOT = "Question: {question}\nAnswer: {answer}\n\n"
+PLAIN_TEXT_STOP = ("\nQuestion:", "\n\n\n")
 
 
 @dataclass(frozen=True)
@@ -18,14 +24,38 @@ class PromptStyle:
     """One way to ask.
 
     `system` tells the model how to mark its answer, `mark` names the rule in `grpo_math.answers` that a strictly
-    formatted answer is found by, and `example` is a well-formed answer of 72.
+    formatted answer is found by, and `example` is a well-formed completion that answers 72.
+
+    `pattern` is the regular expression (`re.S`) that a completion fits as a whole when it keeps to the style to the
+    letter, and `tags` are the names of the tags that it consists of, in their order. Both are about the completion with
+    `opening` before it: the part of it that the prompt has written already. `chat` is false for a style that is always
+    plain text, made by `text` and cut at `stop`. `shot` is a question with its answer, shown before the real one.
     """
 
     name: str
     system: str
     mark: str
     example: str
+    pattern: str
+    tags: tuple[str, ...] = ()
+    opening: str = ""
+    chat: bool = True
+    text: str = PLAIN_TEXT
+    stop: tuple[str, ...] = PLAIN_TEXT_STOP
+    shot: tuple[str, str] | None = None
 
+
+# What may stand between two tags: anything but a tag of the answer.
+_INSIDE = r"(?:(?!</?(?:think|reasoning|answer)>).)+"
+_XML = PromptStyle(
+    name="xml",
+    system="Answer in this form:\n<reasoning>\nyour reasoning\n</reasoning>\n<answer>\nthe final answer\n</answer>",
+    mark="answer_tag",
+    example="<reasoning>\nIn May she sold 48 / 2 = 24, so 48 + 24 = 72.\n</reasoning>\n<answer>\n72\n</answer>",
+    pattern=rf"<reasoning>\n{_INSIDE}\n</reasoning>\n<answer>\n{_INSIDE}\n</answer>\n?",
+    tags=("reasoning", "answer"),
+    stop=("</answer>", *PLAIN_TEXT_STOP),
+)
 
 STYLES = {
     style.name: style
@@ -35,25 +65,68 @@ STYLES = {
             system="Think step by step, then end with the final number on a line of its own, as #### number",
             mark="hash",
             example="48 + 24 = 72\n#### 72",
+            pattern=r".*\n#### [^\n#]+\n?",
         ),
         PromptStyle(
             name="answer_tag",
             system="Think step by step, then give the final number as <answer>number</answer>",
             mark="answer_tag",
             example="48 + 24 = 72\n<answer>72</answer>",
+            pattern=rf".*<answer>{_INSIDE}</answer>\s*",
+            tags=("answer",),
+            stop=("</answer>", *PLAIN_TEXT_STOP),
+        ),
+        PromptStyle(
+            name="think_answer",
+            system="Reason first, then give the final answer: <think>your reasoning</think><answer>the answer</answer>",
+            mark="answer_tag",
+            example="<think>In May she sold 48 / 2 = 24, so 48 + 24 = 72.</think><answer>72</answer>",
+            pattern=rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*",
+            tags=("think", "answer"),
+            stop=("</answer>", *PLAIN_TEXT_STOP),
+        ),
+        _XML,
+        replace(
+            _XML,
+            name="xml_one_shot",
+            shot=(
+                "A box holds 6 eggs. How many eggs are in 4 boxes?",
+                "<reasoning>\nEach box holds 6 eggs, and there are 4 boxes: 6 * 4 = 24.\n</reasoning>\n"
+                "<answer>\n24\n</answer>",
+            ),
         ),
         PromptStyle(
             name="boxed",
             system="Think step by step, then put the final answer within \\boxed{}",
             mark="boxed",
             example="48 + 24 = 72, so the answer is \\boxed{72}",
+            pattern=r".*\\boxed\{.+\}[\s.$)\]\\*]*",
+        ),
+        PromptStyle(
+            name="r1_zero",
+            # The template of DeepSeek-R1-Zero (arXiv 2501.12948, table 1), with the first tag written already.
+            system="A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+            "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
+            "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+            "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.",
+            mark="answer_tag",
+            example=" In May she sold 48 / 2 = 24, so 48 + 24 = 72. </think> <answer> 72 </answer>",
+            pattern=rf"<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*",
+            tags=("think", "answer"),
+            opening="<think>",
+            chat=False,
+            text="{system}\nUser: {question}\nAssistant: <think>",
+            stop=("</answer>",),
+        ),
+        PromptStyle(
+            name="plain",
+            system="Think step by step, then end with a sentence of this form: The answer is ANSWER.",
+            mark="phrase",
+            example="48 + 24 = 72. The answer is 72.",
+            pattern=r"(?:.*\s)?The answer is [^\n]+\n?",
         ),
     )
 }
-
-# What a plain-text prompt looks like, and where a model that goes on to invent the next question is cut.
-PLAIN_TEXT = "{system}\n\nQuestion: {question}\nAnswer:"
-PLAIN_TEXT_STOP = ("\nQuestion:", "\n\n\n")
 
 
 def get_style(name: str) -> PromptStyle:
@@ -63,22 +136,64 @@ def get_style(name: str) -> PromptStyle:
     return STYLES[name]
 
 
-def build_prompt(style: PromptStyle, question: str, chat: bool) -> list[dict[str, str]] | str:
-    """The prompt for `question`: chat messages when `chat`, else plain text."""
+def asks_in_chat(style: PromptStyle, tokenizer: Any) -> bool:
+    """Whether a model with this tokenizer is asked in messages, and not in plain text."""
+    return style.chat and tokenizer.chat_template is not None
+
+
+def takes_system_role(tokenizer: Any) -> bool:
+    """Whether the chat template shows a system message; Gemma 2's and old Mistral's refuse it, others drop it."""
+    probe = "the system message"
+    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "Hello"}]
+    try:
+        return probe in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception:  # a template raises what it likes
+        return False
+
+
+def build_prompts(style: PromptStyle, questions: list[str], tokenizer: Any) -> list[list[dict[str, str]] | str]:
+    """The prompts for `questions` in the form that the tokenizer's model can be asked in."""
+    chat = asks_in_chat(style, tokenizer)
+    system_role = chat and takes_system_role(tokenizer)
+    return [build_prompt(style, question, chat, system_role) for question in questions]
+
+
+def build_prompt(style: PromptStyle, question: str, chat: bool, system_role: bool = True) -> list[dict[str, str]] | str:
+    """The prompt for `question`: chat messages when `chat`, else plain text. `system_role` says whether it has one."""
     if not chat:
-        return PLAIN_TEXT.format(system=style.system, question=question)
-    return [{"role": "system", "content": style.system}, {"role": "user", "content": question}]
+        shot = SHOT.format(question=style.shot[0], answer=style.shot[1]) if style.shot else ""
+        return style.text.format(system=style.system, shot=shot, question=question)
+    turns = [("user", style.shot[0]), ("assistant", style.shot[1])] if style.shot else []
+    turns.append(("user", question))
+    if system_role:
+        turns.insert(0, ("system", style.system))
+    else:
+        turns[0] = ("user", f"{style.system}\n\n{turns[0][1]}")
+    return [{"role": role, "content": content} for role, content in turns]
 
 
-def as_plain_text(messages: list[dict[str, str]]) -> str:
-    """A conversation for a model without a chat template; a single question reads as `build_prompt` has it."""
-    parts = {"system": "{}\n", "user": "Question: {}", "assistant": "Answer: {}\n"}
-    return "\n".join([*(parts[m["role"]].format(m["content"]) for m in messages), "Answer:"])
+def build_conversation(
+    style: PromptStyle, turns: list[dict[str, str]], chat: bool, system_role: bool = True
+) -> list[dict[str, str]] | str:
+    """The prompt for a conversation: `turns` are the user's and the model's messages, the user's first and last.
+
+    A single turn reads as `build_prompt` has it. A style whose `system` is empty has no system message.
+    """
+    start = build_prompt(style, turns[0]["content"], chat, system_role)
+    if isinstance(start, str):
+        text = start if style.system else start.lstrip("\n")
+        for turn in turns[1:]:
+            new_question = style.text.format(system="", shot="", question=turn["content"])
+            text += new_question if turn["role"] == "user" else turn["content"]
+        return text
+    if not style.system:
+        start = [{**turn, "content": turn["content"].lstrip("\n")} for turn in start if turn["role"] != "system"]
+    return [*start, *turns[1:]]
 
 
-def stop_strings(chat: bool) -> tuple[str, ...]:
-    """Strings that end a completion; a chat model ends its turn with its own end-of-turn token."""
-    return () if chat else PLAIN_TEXT_STOP
+def stop_strings(chat: bool, style: PromptStyle | None = None) -> tuple[str, ...]:
+    """Strings that end a completion, in whatever style or in this one; a chat model has its own end-of-turn token."""
+    return () if chat else style.stop if style else PLAIN_TEXT_STOP
 
 
 def prompt_token_ids(tokenizer: Any, prompts: list[list[dict[str, str]] | str]) -> list[list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from grpo_math.answers import canonical_number
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl, read_jsonl, write_text_atomic
+from grpo_math.polynomials import canonical_polynomial
 from grpo_math.statistics import majority_vote, mean_interval, pass_at_k, scorecard
 
 Row = dict[str, Any]
@@ -135,6 +136,6 @@ def _many_samples(groups: list[list[Row]], scores: list[list[float]], samples: i
 
 
 def _majority_is_right(group: list[Row], verdict: str) -> bool:
-    answers = [canonical_number(row["answer"]) or row["answer"] for row in group]
+    answers = [canonical_number(row["answer"]) or canonical_polynomial(row["answer"]) or row["answer"] for row in group]
     chosen = majority_vote(answers)
     return any(row[verdict] for row, answer in zip(group, answers, strict=True) if answer == chosen)

@@ -21,7 +21,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import MARKS, Verdict, answer_scope, grade_number, marked, parse_number
+from grpo_math.answers import MARKS, Verdict, grade_number, parse_number
+from grpo_math.grading import marked_answers
 
 LIMIT_SECONDS = 1.0  # of CPU time per comparison, from when the worker starts on it
 WALL_SECONDS = 10.0  # the same on the clock, for a machine so busy that CPU time hardly passes
@@ -29,7 +30,6 @@ START_SECONDS = 120.0  # to import sympy, from a cold network disk
 MEMORY_BYTES = 2 * 2**30  # of address space
 MAX_LATEX = 500  # characters of an answer
 
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 _NUMBER_OR_NAME = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?|[A-Za-z]{1,20}")
 
@@ -48,7 +48,7 @@ def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
         raise ValueError(f"unknown mark {mark!r}: known marks are {', '.join(MARKS)}")
     if parse_number(gold) is not None:
         return grade_number(completion, gold, mark)
-    answers = _answers(completion)
+    answers = marked_answers(completion)
     if not answers:
         return Verdict(False, False, "", "none")
     rule, (_, text) = max(answers.items(), key=lambda answer: answer[1][0])
@@ -57,22 +57,6 @@ def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
     if strict:
         rule, text = mark, answers[mark][1]
     return Verdict(bool(strict), bool(lenient), text, rule, failed=lenient is None or strict is None)
-
-
-def _answers(completion: str) -> dict[str, tuple[int, str]]:
-    """The last answer behind each mark, and where it starts."""
-    answers: dict[str, tuple[int, str]] = {}
-    for start, mark, match in marked(answer_scope(completion)):
-        if mark not in answers and (content := _trimmed(match["text"], mark)):
-            answers[mark] = (start, content)
-    return answers
-
-
-def _trimmed(text: str, mark: str) -> str:
-    """An answer without the delimiters of mathematics around it, and without the rest of its sentence."""
-    if mark == "phrase" and (end := _SENTENCE_END.search(text)):
-        text = text[: end.start()]
-    return re.sub(r"\\[()\[\]]|(?<!\\)\$|\*\*", " ", text).strip(" \t\n.")
 
 
 def _equal(gold: str, answer: str) -> bool | None:

@@ -3,24 +3,36 @@
 A row is `{"question": str, "answer": str, "task": str, ...}` with the bare answer (`"72"`, not a worked solution). A
 file of one's own needs `question` and `answer` alone: its task is then `custom`, graded as a number.
 
-A new task is one entry in `TASKS` and a short prepare script that writes rows.
+A new task is one entry in `TASKS` and a short prepare script that writes rows; a task of one's own is a `Task` in any
+module, named by its dotted path: `--task my_module.my_task`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import Verdict, canonical_number, grade_number
+from grpo_math.answers import Verdict, canonical_number, grade_number, parse_number
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl, write_text_atomic
+from grpo_math.plugins import import_dotted
+from grpo_math.polynomials import canonical_polynomial, grade_polynomial, matching_terms
 from grpo_math.prompts import PromptStyle, get_style
 from grpo_math.symbolic import grade_symbolic
+
+
+def number_closeness(answer: str, gold: str) -> float:
+    """1 less a number's relative error (the absolute one where gold is below 1), at least 0; 0 for no number."""
+    ours, theirs = parse_number(answer), parse_number(gold)
+    if ours is None or theirs is None:
+        return 0.0
+    return float(max(0, 1 - abs(ours - theirs) / max(1, abs(theirs))))
 
 
 @dataclass(frozen=True)
@@ -28,18 +40,31 @@ class Task:
     """A kind of question: the prompt style it is asked in unless told otherwise, and its one checker.
 
     `grade(completion, gold, mark)` decides whether a completion is right, `canonical(text)` gives the one spelling of
-    an answer, or None when it cannot be an answer to such a task.
+    an answer, or None when it cannot be an answer to such a task, and `closeness(answer, gold)` says how near a wrong
+    answer is, from 0 to 1.
     """
 
     name: str
     prompt: str
     grade: Callable[[str, str, str], Verdict] = grade_number
     canonical: Callable[[str], str | None] = canonical_number
+    closeness: Callable[[str, str], float] = number_closeness
+
+
+_WRAPPING = re.compile(
+    r"\\boxed\s*\{((?:(?!\\boxed).)*)\}|\$\$?([^$]*)\$\$?|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]", re.S
+)
 
 
 def latex_answer(text: str) -> str | None:
-    """A LaTeX answer as it is, without white space around it; None when nothing is left."""
-    return text.strip() or None
+    """The one spelling of a LaTeX answer; None when nothing is left.
+
+    A number in its shortest form, anything else without delimiters around it, a full stop, and variants of \\frac.
+    """
+    text = " ".join(text.split()).removesuffix(".")
+    while (inner := _WRAPPING.fullmatch(text)) is not None:
+        text = next(group for group in inner.groups() if group is not None).strip()
+    return canonical_number(text) or re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text) or None
 
 
 TASKS = {
@@ -47,6 +72,7 @@ TASKS = {
     for task in (
         Task("gsm8k", prompt="hash"),
         Task("arithmetic", prompt="answer_tag"),
+        Task("polynomial", "think_answer", grade_polynomial, canonical_polynomial, matching_terms),
         Task("custom", prompt="answer_tag"),
         Task("math", prompt="boxed", grade=grade_symbolic, canonical=latex_answer),
     )
@@ -56,8 +82,23 @@ TASKS = {
 def get_task(name: str) -> Task:
     """The task called `name`; a `UsageError` that lists the known ones when there is none."""
     if name not in TASKS:
-        raise UsageError(f"unknown task {name!r}: known tasks are {', '.join(TASKS)}")
+        raise UsageError(
+            f"unknown task {name!r}: known tasks are {', '.join(TASKS)}; or give the dotted path of your own"
+        )
     return TASKS[name]
+
+
+def use_task(name: str) -> Task:
+    """The task that `--task` names; one of the user's own is imported and known from then on.
+
+    A row's own field `task` never imports anything: what a data file says must not run code.
+    """
+    if name not in TASKS and "." in name:
+        task = import_dotted(name, "--task")
+        if not isinstance(task, Task):
+            raise UsageError(f"--task: {name!r} is not a grpo_math.tasks.Task")
+        TASKS[name] = task
+    return get_task(name)
 
 
 def choose_style(name: str | None, rows: list[dict[str, Any]]) -> PromptStyle:
@@ -91,6 +132,8 @@ def load_rows(path: str | Path, task: str | None = None) -> list[dict[str, Any]]
     Raises:
         UsageError: the file or a row cannot be used; the message names the file, line and field.
     """
+    if task:
+        use_task(task)
     rows = []
     seen: Counter[str] = Counter()
     for line, raw in read_jsonl(Path(path)):
@@ -112,18 +155,25 @@ def _checked_row(raw: dict[str, Any], where: str, task: str | None) -> dict[str,
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise UsageError(f"{where}: 'answer' must be a text or a number, got {json.dumps(answer)[:60]}")
     name = task or raw.get("task", "custom")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise UsageError(f"{where}: unknown task {name!r}: known tasks are {', '.join(TASKS)}; or pass --task")
     canonical = TASKS[name].canonical(str(answer))
     if canonical is None:
         hint = "; for GSM8K's own files run prepare_gsm8k.py first" if "####" in str(answer) else ""
+        if name == "custom" and not hint:
+            hint = " (numbers); for LaTeX pass --task math, for polynomials --task polynomial"
         raise UsageError(f"{where}: 'answer' {str(answer)[:60]!r} is not an answer to task {name!r}{hint}")
     return {**raw, "question": question, "answer": canonical, "task": name}
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as JSONL, all or nothing."""
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text_atomic(path, encode_rows(rows))
+
+
+def encode_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as the text of a JSONL file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def fingerprint(path: str | Path) -> str:

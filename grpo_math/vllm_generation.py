@@ -1,4 +1,4 @@
-"""The vLLM backend of evaluation."""
+"""The vLLM backend of evaluation, and what vLLM needs before TRL starts it for training."""
 
 from __future__ import annotations
 
@@ -116,6 +116,22 @@ class VllmBackend:
     def _completion(self, sample: Any) -> Completion:
         text = self.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
         return Completion(text, len(sample.token_ids), "length" if sample.finish_reason == "length" else "stop")
+
+
+def prepare_training_engine(args: Any) -> None:
+    """Before TRL starts an engine in the trainer's own process (`--vllm_mode colocate`)."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    _set_environment(args.vllm_tensor_parallel_size, gpu)
+    if gpu:
+        return
+    # On a CPU, vLLM would pack the weights into forms that no update of them can reach,.
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    _custom_ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda *_: False
 
 
 def _set_environment(tensor_parallel_size: int, gpu: bool) -> None:

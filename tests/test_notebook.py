@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
-from grpo_math.preflight import check_combinations, check_weights, machine_defaults, plan_batches
+from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
+from grpo_math.launch import machine_defaults
+from grpo_math.preflight import check_weights, conflicts, plan_batches
 
 nbformat = pytest.importorskip("nbformat", reason="the notebook extra is not installed: make test-notebook")
 nbclient = pytest.importorskip("nbclient", reason="the notebook extra is not installed: make test-notebook")
+pytestmark = pytest.mark.slow
 NOTEBOOK = ROOT / "notebooks/grpo_gsm8k.ipynb"
 
 
@@ -76,7 +78,8 @@ def test_the_settings_for_a_gpu_are_accepted():
     exec(cell.source.partition("\n!")[0], names)
     options = parse_options(["Qwen/Qwen2.5-0.5B-Instruct", *shlex.split(names["SETTINGS"])], "")
     arguments = parse_trl_arguments(options, machine_defaults()[0])
-    check_combinations(arguments)
+    set_advantage(options, arguments)
+    assert not conflicts(arguments)
     check_weights(arguments.reward_weights, options.reward_funcs)
     plan = plan_batches(arguments, rows=7473)
     args, model_args = build_configs(arguments)

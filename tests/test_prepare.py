@@ -7,7 +7,7 @@ from conftest import read_rows, script, write_jsonl
 
 from grpo_math.arithmetic import DIFFERENCE_TEMPLATES, SUM_TEMPLATES, Problem, count_problems, sum_problems
 from grpo_math.errors import UsageError
-from grpo_math.tasks import gsm8k_answer, load_rows
+from grpo_math.tasks import gsm8k_answer, latex_answer, load_rows
 
 
 def test_arithmetic_answers_are_those_of_the_numbers_in_the_question():
@@ -186,3 +186,183 @@ def test_prepare_gsm8k_from_a_copy_of_the_hubs_repository(tmp_path):
     done = script(["prepare_gsm8k.py", "--source", "./copy"], tmp_path, HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     assert [row["answer"] for row in load_rows(tmp_path / "data/gsm8k/train.jsonl")] == ["1234", "1.5", "-2"]
+
+
+def test_prepare_arithmetic_makes_the_sums_it_always_made(tmp_path):
+    """The starter model was made with these test questions held out, and published numbers are about them."""
+    done = script(["prepare_arithmetic.py"], tmp_path)
+    assert done.stdout.splitlines() == [
+        "data/arithmetic/train.jsonl: 4,500 problems, sha256 7bdba9daac6263bd",
+        "data/arithmetic/test.jsonl: 500 problems, sha256 808a46c89a3d53e4",
+    ]
+
+
+def test_prepare_arithmetic_mixed(tmp_path):
+    done = script(["prepare_arithmetic.py", "--kind", "mixed", "--num_problems", 90, "--depth", 2], tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [row for split in ("train", "test") for row in load_rows(tmp_path / f"data/mixed/{split}.jsonl")]
+    assert len(rows) == 90 and sum(row["task"] == "polynomial" for row in rows) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "expression", "--depth", "1"], "--depth 1: must lie between 2 and 10"),
+        (["--kind", "polynomial", "--min_num", "1", "--max_num", "0"], "--min_num 1 is above --max_num 0"),
+        (["--kind", "polynomial", "--min_num", "1", "--max_num", "1"], "distinct problems were found; ask for fewer"),
+    ],
+)
+def test_prepare_arithmetic_of_other_kinds_refuses(tmp_path, arguments, message):
+    done = script(["prepare_arithmetic.py", *arguments], tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr and not (tmp_path / "data").exists()
+
+
+MATH_ROWS = [
+    {
+        "problem": "What is $1/2$ of $x$?",
+        "solution": r"It is $\boxed{\dfrac{x}{2}}$.",
+        "answer": r"\dfrac{x}{2}",
+        "subject": "Algebra",
+        "level": 1,
+    },
+    {
+        "problem": "How many ways are there?",
+        "solution": r"First \boxed{2}, but then $\boxed{1,\!200}$ ways.",
+        "type": "Counting & Probability",
+        "level": "Level 5",
+    },
+    {"problem": "Find it.", "solution": r"$\boxed{(0,1]}$", "type": "Algebra", "level": "Level ?"},
+]
+
+
+def test_prepare_math_from_a_folder(tmp_path):
+    write_jsonl(tmp_path / "raw/train.jsonl", MATH_ROWS)
+    write_jsonl(tmp_path / "raw/test.jsonl", [{**row, "problem": row["problem"] + "?"} for row in MATH_ROWS])
+    done = script(["prepare_math.py", "--source", "raw", "--eval_size", 2], tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = load_rows(tmp_path / "data/math/train.jsonl")
+    assert [row["answer"] for row in rows] == [r"\frac{x}{2}", "1200", "(0,1]"]
+    assert [row["level"] for row in rows] == [1, 5, 0]
+    assert {row["task"] for row in rows} == {"math"} and rows[1]["solution"] == MATH_ROWS[1]["solution"]
+    assert len(read_rows(tmp_path / "data/math/eval.jsonl")) == 2
+
+    again = script(["prepare_math.py", "--source", "raw", "--eval_size", 2], tmp_path)
+    assert again.returncode == 0, "the same rows are no reason to stop"
+    before = (tmp_path / "data/math/eval.jsonl").read_bytes()
+    other = script(["prepare_math.py", "--source", "raw"], tmp_path)
+    assert other.returncode == 2 and "data/math/eval.jsonl: exists and holds other rows; give --force" in other.stderr
+    assert (tmp_path / "data/math/eval.jsonl").read_bytes() == before
+    assert script(["prepare_math.py", "--source", "raw", "--force"], tmp_path).returncode == 0
+    assert len(read_rows(tmp_path / "data/math/eval.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["--levels", "1"], [0]),
+        (["--levels", "1", "5"], [0, 1]),
+        (["--subjects", "algebra"], [0, 2]),
+        (["--subjects", "counting_and_probability", "--levels", "5"], [1]),
+    ],
+)
+def test_prepare_math_filters(tmp_path, arguments, kept):
+    write_jsonl(tmp_path / "train.jsonl", MATH_ROWS)
+    done = script(["prepare_math.py", "--source", "train.jsonl", *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    questions = [row["question"] for row in read_rows(tmp_path / "data/math/train.jsonl")]
+    assert questions == [MATH_ROWS[i]["problem"] for i in kept]
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([{"problem": "p"}], [], "raw/train.jsonl:1: field 'solution' is missing"),
+        ([MATH_ROWS[0], {"problem": "p", "solution": "none"}], [], "raw/train.jsonl:2: no answer: neither"),
+        ([{**MATH_ROWS[0], "answer": 7}], [], "raw/train.jsonl:1: field 'answer' is missing or not a text"),
+        (MATH_ROWS, ["--splits", "test"], "raw/test.jsonl: no such file"),
+        (MATH_ROWS, ["--subjects", "chess"], "--subjects 'chess': no such subject; there are Algebra, Counting"),
+        (MATH_ROWS, ["--levels", "3"], "--levels and --subjects leave no row"),
+        (MATH_ROWS, ["--source", "raw/train.jsonl", "--splits", "test"], "is taken for the train split"),
+        (MATH_ROWS, ["--source", "nobody/nothing"], "nobody/nothing: could not be loaded"),
+    ],
+)
+def test_prepare_math_refuses(tmp_path, rows, arguments, message):
+    write_jsonl(tmp_path / "raw/train.jsonl", rows)
+    arguments = ["--splits", "train", *arguments] if "--splits" not in arguments else arguments
+    done = script(["prepare_math.py", "--source", "raw", *arguments], tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_prepare_math_from_a_copy_of_the_hubs_repository(tmp_path):
+    from datasets import Dataset
+
+    (tmp_path / "copy/data").mkdir(parents=True)
+    rows = [{key: str(row.get(key, "")) for key in ("problem", "solution", "level")} for row in MATH_ROWS]
+    for split in ("train", "test"):
+        Dataset.from_list(rows).to_parquet(tmp_path / f"copy/data/{split}-00000-of-00001.parquet")
+    done = script(["prepare_math.py", "--source", "./copy"], tmp_path, HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    assert [row["answer"] for row in load_rows(tmp_path / "data/math/train.jsonl")] == [r"\frac{x}{2}", "1200", "(0,1]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\dfrac{1}{2}", "0.5"),
+        (r"$\tfrac{\pi}{2}$.", r"\frac{\pi}{2}"),
+        (r"\boxed{ 1,000 }", "1000"),
+        (r"90^\circ", "90"),
+        (r"\(x^2\)", "x^2"),
+        ("$5$ and $6$", "$5$ and $6$"),
+        (r"\boxed{1} or \boxed{2}", r"\boxed{1} or \boxed{2}"),
+        ("(3, 400)", "(3, 400)"),
+        ("  ", None),
+        ("$$", None),
+    ],
+)
+def test_latex_answers_have_one_spelling(text, answer):
+    assert latex_answer(text) == answer
+    assert answer is None or latex_answer(answer) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "task", "canonical"),
+    [
+        (1.5, None, "1.5"),
+        ("$1,200", None, "1200"),
+        ("25%", None, "25"),
+        (r"\sqrt{2}", "math", r"\sqrt{2}"),
+        ("6 + 3x", "polynomial", "3x + 6"),
+    ],
+)
+def test_ones_own_answers(tmp_path, answer, task, canonical):
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"question": "q", "answer": answer, "topic": "t"}])
+    assert load_rows(path, task)[0]["answer"] == canonical
+
+
+@pytest.mark.parametrize(
+    ("answer", "task", "message"),
+    [
+        ("seven", None, "is not an answer to task 'custom' (numbers); for LaTeX pass --task math"),
+        ("18 or 20", None, "'18 or 20' is not an answer to task 'custom'"),
+        ("(x+1)(x+2)", "polynomial", "is not an answer to task 'polynomial'"),
+        ("7", "nowhere.task", "--task: cannot import 'nowhere.task'"),
+        ("7", "math.pi", "--task: 'math.pi' is not a grpo_math.tasks.Task"),
+    ],
+)
+def test_ones_own_answers_that_do_not_fit(tmp_path, answer, task, message):
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"question": "q", "answer": answer}])
+    with pytest.raises(UsageError) as caught:
+        load_rows(path, task)
+    assert message in str(caught.value)
+
+
+def test_a_data_file_cannot_name_code_to_run(tmp_path, monkeypatch):
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    path = write_jsonl(tmp_path / "r.jsonl", [{"question": "q", "answer": "1", "task": "evil_module.task"}])
+    with pytest.raises(UsageError, match=r"unknown task 'evil_module\.task'"):
+        load_rows(path)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pyarrow.parquet
 import pytest
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 
@@ -120,6 +121,13 @@ def test_two_processes_make_one_run(tmp_path, data):
         and is_complete(run / FINAL)
     )
     assert list(losses(run)) == [1, 2]
+    for row in read_rows(run / "metrics.jsonl")[:2]:
+        table = pyarrow.parquet.read_table(run / f"completions/completions_{row['step']:05d}.parquet").to_pylist()
+        assert len(table) == 32
+        for verdict, name in ((True, "right"), (False, "wrong")):
+            tokens = [each["tokens"] for each in table if each["strict"] is verdict]
+            mean = pytest.approx(sum(tokens) / len(tokens)) if tokens else None
+            assert row.get(f"completions/mean_length_{name}") == mean, row["step"]
 
 
 def test_it_learns(tmp_path):

@@ -1,0 +1,233 @@
+"""Generation with transformers in which finished completions leave the batch, and waiting ones take their places.
+
+`generate` of transformers runs every row of a batch until its longest is finished, and computes a prompt as often as it
+is answered. Here the batch is kept full, a prompt is computed once for all its completions that start together, and
+keys and values are written into room that is there already. The distribution is the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.cache_utils import Cache, DynamicLayer
+
+Choose = Callable[[Tensor], Tensor]
+Finished = Callable[[list[int]], bool]
+
+ROOM = 64  # columns that a layer grows by
+STALE = 8  # one of so many rows may be finished, or missing, before the batch is made anew, which costs a copy of it
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of a cache, (rows, heads, columns, size of a head), that has room for the next columns."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            self.whole = self.keys, self.values
+            return self.keys, self.values
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        if end > self.whole[0].shape[-2]:
+            self.whole = tuple(
+                torch.cat([part, part.new_zeros(*part.shape[:2], end - start + ROOM, part.shape[-1])], dim=-2)
+                for part in (self.keys, self.values)
+            )
+        for part, new in zip(self.whole, (key_states, value_states), strict=True):
+            part[:, :, start:end] = new
+        self.keys, self.values = (part[:, :, :end] for part in self.whole)
+        return self.keys, self.values
+
+    @classmethod
+    def of(cls, parts: list[tuple[DynamicLayer, Tensor]], width: int) -> RoomyLayer:
+        """Chosen rows of layers, one below the other; their last columns meet in column `width`."""
+        layer = cls()
+        layer.lazy_initialization(parts[0][0].keys, parts[0][0].values)
+        count = sum(len(rows) for _, rows in parts)
+        whole = []
+        for name in ("keys", "values"):
+            first = getattr(parts[0][0], name)
+            new = first.new_zeros(count, first.shape[1], width + ROOM, first.shape[-1])
+            start = 0
+            for source, rows in parts:
+                part = getattr(source, name)[:, :, -width:]
+                new[start : start + len(rows), :, width - part.shape[-2] : width] = part[rows]
+                start += len(rows)
+            whole.append(new)
+        layer.whole = tuple(whole)
+        layer.keys, layer.values = (part[:, :, :width] for part in whole)
+        return layer
+
+
+def parameters(model: Any) -> set[str]:
+    """What a model's forward pass takes, be it under an adapter or not."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(base.forward).parameters)
+
+
+def can_decode(model: Any) -> bool:
+    """Whether a model keeps nothing of a sequence but keys and values of its tokens, and takes tokens' positions."""
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    plain = layers <= {"full_attention", "sliding_attention"} and not model._is_stateful
+    takes = {"attention_mask", "position_ids", "past_key_values"} <= parameters(model)
+    return plain and takes and not model.config.is_encoder_decoder
+
+
+def chooser(temperature: float, top_p: float = 1.0, top_k: int = 0) -> Choose:
+    """Next tokens, (rows,), from logits, (rows, vocabulary), as transformers chooses them; temperature 0 is greedy."""
+    if temperature == 0:
+        return lambda logits: logits.argmax(-1)
+    warpers: list[Any] = [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+
+    def choose(logits: Tensor) -> Tensor:
+        for warper in warpers:
+            logits = warper(None, logits)
+        return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
+
+    return choose
+
+
+def finisher(ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: Any = None) -> Finished:
+    """Whether a completion is whole: by its length, by its last token, or by a string of `stop` in it."""
+    tail = max(map(len, stop), default=0) + 4  # tokens: as a token has a character at least, but for parts of one
+
+    def finished(completion: list[int]) -> bool:
+        if completion[-1] in ends or len(completion) >= most:
+            return True
+        return bool(stop) and any(string in tokenizer.decode(completion[-tail:]) for string in stop)
+
+    return finished
+
+
+def stopping_criteria(stopped: Finished | None, start: int) -> StoppingCriteriaList:
+    """For transformers' `generate`: each row ends where `stopped` says so of its tokens from `start` on."""
+
+    def stop(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.tensor([stopped(row[start:].tolist()) for row in ids], device=ids.device)
+
+    return StoppingCriteriaList([stop] if stopped else [])
+
+
+@dataclass
+class Batch:
+    """Completions in flight: which, where there is a token, the one that comes next, and keys and values of the others.
+
+    `index` is the row of `cache` that a completion goes on from; several may share one when they start.
+    """
+
+    rows: list[int]
+    mask: Tensor  # (rows, columns), tokens on the right
+    last: Tensor  # (rows, 1)
+    cache: Cache
+    index: Tensor  # (rows,)
+
+
+class Decoder:
+    """Completes prompts with a model.
+
+    Args:
+        choose: see `chooser`; the logits are float32.
+        finished: see `finisher`.
+        pad: token id to fill up shorter prompts with.
+    """
+
+    def __init__(self, model: Any, choose: Choose, finished: Finished, pad: int) -> None:
+        self.model, self.choose, self.finished, self.pad = model, choose, finished, pad
+        self.only_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters(model) else {}
+
+    @torch.no_grad()
+    def complete(self, prompts: list[list[int]], in_flight: int) -> list[list[int]]:
+        """The completion of each prompt, as token ids up to the one that finished it; `in_flight` at a time."""
+        self.completions: list[list[int]] = [[] for _ in prompts]
+        self.done: set[int] = set()
+        waiting, batch = list(range(len(prompts))), None
+        while True:
+            alive = [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
+            if batch and (len(batch.rows) - len(alive)) * STALE < len(batch.rows):
+                self._step(batch)
+                continue
+            chosen, waiting = waiting[: in_flight - len(alive)], waiting[in_flight - len(alive) :]
+            parts = [(batch, alive)] if batch and alive else []
+            if chosen:
+                parts.append((self._start(chosen, prompts), list(range(len(chosen)))))
+            if not parts:
+                return self.completions
+            batch = merge(parts)
+
+    def _start(self, rows: list[int], prompts: list[list[int]]) -> Batch:
+        """Run prompts, equal ones once, and choose the first tokens."""
+        numbers = {ids: number for number, ids in enumerate(dict.fromkeys(tuple(prompts[row]) for row in rows))}
+        width = max(map(len, numbers))
+        ids = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in numbers])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in numbers])
+        cache = Cache(layer_class_to_replicate=RoomyLayer)
+        logits = self._run(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        index = torch.tensor([numbers[tuple(prompts[row])] for row in rows], device=logits.device)
+        last = self._append(rows, logits[index])
+        return Batch(rows, mask.to(logits.device)[index], last, cache, index)
+
+    def _step(self, batch: Batch) -> None:
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=1)
+        positions = batch.mask.sum(1, keepdim=True) - 1
+        batch.last = self._append(batch.rows, self._run(batch.last, batch.mask, positions, batch.cache))
+
+    def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """(rows, vocabulary): float32 logits of the last tokens."""
+        device = self.model.device
+        output = self.model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            **self.only_last,
+        )
+        return output.logits[:, -1].float()
+
+    def _append(self, rows: list[int], logits: Tensor) -> Tensor:
+        """Choose the next tokens, (rows, 1), and add them to the completions that are not finished."""
+        chosen = self.choose(logits)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if row not in self.done:
+                self.completions[row].append(token)
+                if self.finished(self.completions[row]):
+                    self.done.add(row)
+        return chosen[:, None]
+
+
+def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
+    """Chosen completions of batches in one, without the columns that none of them needs."""
+    chosen = [torch.tensor(numbers, device=batch.mask.device) for batch, numbers in parts]
+    masks = [batch.mask[own] for (batch, _), own in zip(parts, chosen, strict=True)]
+    width = max(int(mask.sum(1).max()) for mask in masks)
+    masks = [torch.nn.functional.pad(mask[:, -width:], (max(0, width - mask.size(1)), 0)) for mask in masks]
+    sources = [(batch.cache, batch.index[own]) for (batch, _), own in zip(parts, chosen, strict=True)]
+    layers = [
+        RoomyLayer.of([(cache.layers[number], own) for cache, own in sources], width)
+        for number in range(len(sources[0][0].layers))
+    ]
+    rows = [batch.rows[number] for batch, numbers in parts for number in numbers]
+    last = torch.cat([batch.last[own] for (batch, _), own in zip(parts, chosen, strict=True)])
+    return Batch(rows, torch.cat(masks), last, Cache(layers=layers), torch.arange(len(rows), device=last.device))
+
+
+def rows_that_fit(model: Any, max_length: int) -> int:
+    """How many sequences of `max_length` tokens have room for keys and values, and for logits, in the memory left."""
+    import psutil
+
+    config = model.config.get_text_config()
+    attention = getattr(config, "num_attention_heads", None)
+    heads = getattr(config, "num_key_value_heads", None) or attention or 0
+    head = getattr(config, "head_dim", None) or (config.hidden_size // attention if attention else 0)
+    token = 2 * config.num_hidden_layers * heads * head * model.dtype.itemsize
+    row = 2 * token * max_length + 12 * config.vocab_size  # twice, as the batch is copied when others join it
+    free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    return int(0.8 * free / row)

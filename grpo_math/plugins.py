@@ -1,0 +1,26 @@
+"""Objects of the user's own, named on the command line by their dotted path, such as `my_module.my_reward`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from grpo_math.errors import UsageError
+
+
+def import_dotted(path: str, flag: str) -> Any:
+    """What `module.name` stands for; modules are looked for in the current folder too.
+
+    Raises:
+        UsageError: there is no such module, it fails, or it has no such name; the message names the flag.
+    """
+    module, _, name = path.rpartition(".")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{flag}: cannot import {path!r}: {reason}") from error

@@ -1,0 +1,84 @@
+"""Live tracking: the services that a run reports to, and that a continued run goes on there as the same run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import netrc
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo_math.errors import UsageError
+from grpo_math.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
+
+IDENTITY = "tracking.json"  # in the run's folder: the run's id and name with every service
+SERVICES = ("tensorboard", "wandb", "trackio")
+
+
+def choose_trackers(args: GRPOConfig, chosen: bool, say: Callable[[str], None]) -> None:
+    """Settle `args.report_to`: as `chosen`, else W&B as well when logged in there; never a login prompt.
+
+    Without a login W&B is kept offline, under the run's folder. Trackio is local unless --trackio_space_id is given.
+
+    Raises:
+        UsageError: a service is not known or not installed, or an argument holds a token.
+    """
+    refuse_tokens(args)
+    if not chosen and wandb_login() and importlib.util.find_spec("wandb"):
+        args.report_to = ["tensorboard", "wandb"]
+    for name in args.report_to:
+        if name not in SERVICES:
+            raise UsageError(f"--report_to {name}: known services are {', '.join(SERVICES)}, and none")
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"--report_to {name}: is not installed; pip install -c constraints.txt {name}")
+    if "wandb" in args.report_to and not wandb_login() and "WANDB_MODE" not in os.environ:
+        os.environ["WANDB_MODE"] = "offline"
+        say("W&B: not logged in, so the run is kept offline (wandb login, or WANDB_API_KEY)")
+
+
+def wandb_login() -> bool:
+    """Whether there is a key for W&B, in the environment or where `wandb login` puts it."""
+    try:
+        stored = netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        stored = False
+    return stored or bool(os.environ.get("WANDB_API_KEY"))
+
+
+def refuse_tokens(args: GRPOConfig) -> None:
+    """Tokens come from the login or the environment: arguments are recorded, shown in reports and sent to services."""
+    if args.hub_token:
+        raise UsageError("--hub_token: would be recorded with the arguments; use `hf auth login` or HF_TOKEN")
+    if "token" in (args.model_init_kwargs or {}):
+        raise UsageError("--model_init_kwargs token: would be recorded with the run; use `hf auth login` or HF_TOKEN")
+
+
+def identify_run(args: GRPOConfig) -> None:
+    """Give the run the id and name that it keeps with every service, however often it is continued.
+
+    W&B goes by the id, Trackio by the name: so a name that was not chosen ends in a part of the id. What the
+    environment sets (WANDB_RUN_ID, WANDB_DIR, ...) stands.
+
+    Raises:
+        UsageError: the file that holds id and name cannot be read or written.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return  # only the main process reports
+    folder = Path(args.output_dir).resolve()
+    path = folder / IDENTITY
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        run_id = os.environ.get("WANDB_RUN_ID") or known.get("id") or secrets.token_hex(4)
+        args.run_name = args.run_name or known.get("name") or f"{folder.name}-{run_id[:4]}"
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); delete it to go on as a new run of W&B") from error
+    write_text_atomic(path, json.dumps({"id": run_id, "name": args.run_name}) + "\n")
+    own = {"RUN_ID": run_id, "RESUME": "allow", "DIR": str(folder), "PROJECT": args.project}
+    for name, value in own.items():
+        os.environ.setdefault(f"WANDB_{name}", value)

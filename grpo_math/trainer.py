@@ -1,0 +1,170 @@
+"""What is added to TRL's GRPOTrainer, and nothing else.
+
+- No work whose gradient is zero: TRL's micro-batches are made again by `grpo_math.micro_batches`.
+- Without vLLM, generation in which finished completions leave the batch and a prompt is computed once for its group.
+- Advantages without a baseline: the rewards themselves.
+
+Where work is skipped, metrics are TRL's over the same completions, with two differences. `entropy` is a mean over the
+completions that were trained on. Means are over the tokens of an optimizer step (TRL: of a micro-batch, and then over
+micro-batches), and the smallest and largest clip ratios are those of a step. `skipped/completions` and
+`skipped/positions` are the shares of completions, and of tokens with padding, that only TRL would have trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from grpo_math.decoding import Decoder, can_decode, chooser, finisher
+from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, removable_padding, repack
+from grpo_math.step_metrics import Size, StepMetrics
+
+
+class MathGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer that can do without a `baseline`, and without work whose gradient is zero.
+
+    `skip_note` says in words what is skipped, or why nothing is.
+    """
+
+    def __init__(self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.baseline = baseline
+        reason = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
+        self.skips = reason is None
+        self.skip_note = f"nothing: {reason}" if reason else "completions of zero advantage; the gradient is the same"
+        self._removable = (*removable_padding(self.model.config), self.pad_to_multiple_of or 1)
+        self._step_metrics = StepMetrics(self.importance_sampling_level == "sequence")
+
+    def _why_not_exact(self) -> str | None:
+        if self.beta != 0:
+            return f"with --beta {self.beta:g} the KL term acts on every completion"
+        if self._entropy_bonus_enabled:
+            return "the entropy bonus acts on every completion"
+        if self.top_entropy_quantile < 1:
+            return f"--top_entropy_quantile {self.top_entropy_quantile:g} compares the tokens of a micro-batch"
+        if self.aux_loss_enabled:
+            return "the experts' auxiliary loss acts on every completion"
+        if self._is_vlm:
+            return "images are not handled"
+        return None if self.loss_type in LOSS_TYPES else f"--loss_type {self.loss_type} is not handled"
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.skips or not self.model.training or self._buffered_inputs is before:
+            return inputs
+        plain, self._buffered_inputs = self._buffered_inputs, []
+        # What is both of one generation and of one optimizer step, whichever of the two is longer.
+        window = math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        for start in range(0, len(plain), window):
+            batches = plain[start : start + window]
+            new = repack(batches, self.loss_type, *self._removable)
+            new[0]["plain"] = Size.of(batches)
+            self._buffered_inputs += new
+        self._log_skipped(Size.of(plain), Size.of(self._buffered_inputs))
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _log_skipped(self, plain: Size, run: Size) -> None:
+        sizes = torch.tensor([[plain, run]], dtype=torch.float32, device=self.accelerator.device)
+        plain, run = (Size(*size) for size in self.accelerator.gather(sizes).sum(0).tolist())
+        self._metrics["train"]["skipped/completions"].append(1 - run.completions / plain.completions)
+        self._metrics["train"]["skipped/positions"].append(1 - run.positions / plain.positions)
+
+    def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
+        if not self.skips or not self.model.training:
+            return super()._compute_loss(model, inputs)
+        logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        # TRL would gather metrics of each micro-batch, whose sizes now differ between processes.
+        with without_collectives(self.accelerator):
+            loss = super()._compute_loss(model, inputs)
+        local, self._metrics["train"] = self._metrics["train"], logged
+        values = {key: single for key, (single,) in local.items()}
+        self._step_metrics.add(values, Size.of([inputs]), inputs.get("plain", Size()))
+        if self.accelerator.sync_gradients:
+            for key, value in self._step_metrics.merge(self.accelerator.gather, loss.device).items():
+                logged[key].append(value)
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Where TRL asks for chunks of `batch_size`, which is without a gradient: of similar length, and cut to it."""
+        plain = super()._get_per_token_logps_and_entropies
+        if batch_size is None or not self.skips:
+            return plain(model, input_ids, attention_mask, logits_to_keep, batch_size, **more)
+        names = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
+        start = input_ids.size(1) - logits_to_keep
+        sides = (input_ids[:, :start], input_ids[:, start:], attention_mask[:, :start], attention_mask[:, start:])
+        order, chunks = attention_mask.sum(1).argsort(descending=True), []
+        for rows in order.split(batch_size):
+            chunk = cut({name: side[rows] for name, side in zip(names, sides, strict=True)}, *self._removable)
+            ids, mask = (
+                torch.cat([chunk[f"prompt_{kind}"], chunk[f"completion_{kind}"]], 1) for kind in ("ids", "mask")
+            )
+            logps = plain(model, ids, mask, chunk["completion_ids"].size(1), **more)[0]
+            chunks.append(torch.nn.functional.pad(logps, (0, logits_to_keep - logps.size(1))))
+        return torch.cat(chunks)[order.argsort()], None, None
+
+    def _generates_by_itself(self) -> bool:
+        """Whether `grpo_math.decoding` samples as this trainer's settings ask, from weights that are whole here."""
+        args, launch = self.args, str(self.accelerator.distributed_type.value)
+        otherwise = (
+            *(self.use_vllm, self.use_transformers_continuous_batching, args.cache_implementation, self._is_vlm),
+            *(self.min_p, self.repetition_penalty != 1, set(args.generation_kwargs or {}) - {"stop_strings"}),
+        )
+        whole = launch == "NO" or launch.startswith("MULTI_")
+        return whole and not any(otherwise) and can_decode(self.accelerator.unwrap_model(self.model))
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *more: Any, **named: Any) -> tuple[list, list | None]:
+        if not self._generates_by_itself():
+            return super()._generate_single_turn(prompt_ids, *more, **named)
+        stop = tuple((self.args.generation_kwargs or {}).get("stop_strings", ()))
+        finished = finisher(self.eos_token_ids, self.max_completion_length, stop, self._tokenizer)
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+        ) as model:
+            choose = chooser(self.temperature, self.top_p, self.top_k)
+            decoder = Decoder(model, choose, finished, self._tokenizer.pad_token_id)
+            return decoder.complete(prompt_ids, len(prompt_ids)), None
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)  # (completions of all processes, functions)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        batch = super()._generate_and_score_completions(inputs)
+        if self.baseline:
+            return batch
+        rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        logged = self._logs["advantages"]
+        earlier = list(logged)[: -len(rewards)]
+        logged.clear()
+        logged.extend([*earlier, *rewards.tolist()])
+        own = self.accelerator.process_index * len(inputs)
+        return batch | {"advantages": rewards[own : own + len(inputs)]}
+
+
+@contextmanager
+def without_collectives(accelerator: Accelerator) -> Iterator[None]:
+    """What would be gathered from all processes, or summed over them, stays this one's."""
+    accelerator.gather = accelerator.reduce = lambda tensor, *_, **__: tensor
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.reduce
