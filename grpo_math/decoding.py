@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
 Choose = Callable[[Tensor], Tensor]
@@ -114,6 +114,15 @@ def finisher(ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: 
         return bool(stop) and any(string in tokenizer.decode(completion[-tail:]) for string in stop)
 
     return finished
+
+
+def stopping_criteria(stopped: Finished | None, start: int) -> StoppingCriteriaList:
+    """For transformers' `generate`: each row ends where `stopped` says so of its tokens from `start` on."""
+
+    def stop(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.tensor([stopped(row[start:].tolist()) for row in ids], device=ids.device)
+
+    return StoppingCriteriaList([stop] if stopped else [])
 
 
 @dataclass

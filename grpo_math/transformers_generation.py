@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from grpo_math.generation import (
@@ -18,6 +17,8 @@ from grpo_math.generation import (
     resolve_dtype,
 )
 from grpo_math.runs import ModelSource, adapter_base
+
+Stopped = Callable[[list[int]], bool] | None  # asked of a completion's token ids after each one
 
 
 class TransformersBackend:
@@ -66,13 +67,12 @@ class TransformersBackend:
     def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
         import torch
 
-        def stop(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            text = self.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
-            return torch.tensor([not watch(text)], device=ids.device)
+        from grpo_math.decoding import can_decode
 
+        method = self._decode if can_decode(self.model) else self._generate_padded
         torch.manual_seed(sampling.seed)
         with torch.inference_mode():
-            (ids,) = self._generate_padded([prompt], replace(sampling, n=1), stop)
+            (ids,) = method([prompt], sampling, lambda ids: not watch(self.tokenizer.decode(ids, True)))
         return self._completion(ids, sampling)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
@@ -97,19 +97,20 @@ class TransformersBackend:
         completions = [self._completion(ids, sampling) for ids in new]
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
-    def _decode(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None) -> list[list[int]]:
         from grpo_math.decoding import Decoder, chooser, finisher
 
         choose = chooser(sampling.temperature, sampling.top_p, sampling.top_k)
-        finished = finisher(self.end_tokens, sampling.max_tokens, sampling.stop, self.tokenizer)
+        whole = finisher(self.end_tokens, sampling.max_tokens, sampling.stop, self.tokenizer)
+        finished = (lambda ids: whole(ids) or stopped(ids)) if stopped else whole
         decoder = Decoder(self.model, choose, finished, self.tokenizer.pad_token_id)
         return decoder.complete(prompts, self.in_flight)
 
     def _generate_padded(
-        self, prompts: list[list[int]], sampling: Sampling, *stopping_criteria: Callable[..., Any]
+        self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None
     ) -> list[list[int]]:
         """With transformers' own `generate`, for models that keep more of a sequence than keys and values."""
-        from transformers import StoppingCriteriaList
+        from grpo_math.decoding import stopping_criteria
 
         config = self._generation_config(sampling)
         self.model.generation_config = config  # else values that are None are filled in from the model's own
@@ -122,7 +123,7 @@ class TransformersBackend:
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
-                stopping_criteria=StoppingCriteriaList(stopping_criteria),
+                stopping_criteria=stopping_criteria(stopped, inputs["input_ids"].shape[1]),
                 tokenizer=self.tokenizer if sampling.stop else None,
             )
             new += output[:, inputs["input_ids"].shape[1] :].tolist()
