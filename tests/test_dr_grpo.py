@@ -14,7 +14,7 @@ from conftest import STARTER
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.arguments import Options, build_configs, parse_trl_arguments
+from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
 from grpo_math.prompts import build_prompt, get_style
 
 GROUP, CAP = 4, 10
@@ -44,7 +44,7 @@ def trls(folder, accumulation, *more):
     )
     arguments += f"--gradient_accumulation_steps {accumulation} --num_generations {GROUP} --report_to none "
     arguments += f"--max_completion_length {CAP} --gradient_checkpointing false --dataloader_pin_memory false"
-    options = Options("m", None, "", None, None, [], False, False, {}, [*arguments.split(), *more])
+    options = parse_options(["m", *arguments.split(), *more], "")
     args, _ = build_configs(parse_trl_arguments(options, {}))
     kept = []
 
