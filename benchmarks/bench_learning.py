@@ -101,6 +101,7 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
 
 def runs(path: Path, pairs: int, limit: float, cpu_time: bool) -> list[dict[str, Any]]:
     """All runs, those in `path` first and the missing ones after them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     wanted = [(kind, seed) for seed in range(pairs) for kind in ("ours", "plain")] + [("defaults", 0)]
     for kind, seed in wanted:
@@ -135,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="of runs, with other seeds (default: 5)")
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a run gives up (default: 900)")
-    parser.add_argument("--runs_file", type=Path, default=Path("bench_learning_runs.jsonl"))
+    parser.add_argument("--runs_file", type=Path, default=Path("outputs/bench_learning.jsonl"))
     parser.add_argument(
         "--cpu_time", action="store_true", help="for a machine that others use: CPU time, not wall time"
     )
