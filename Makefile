@@ -5,7 +5,7 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-vllm test-cluster test-browser test-notebook lint
+.PHONY: quickstart test test-vllm test-cluster test-browser test-notebook bench lint
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
@@ -26,6 +26,13 @@ test-browser: .venv/ready
 
 test-notebook: .venv/notebook
 	$(BIN)/python -m pytest -m slow --durations 5 tests/test_notebook.py
+
+# An hour on two cores that do nothing else. The tables go into benchmarks/README.md.
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench_startup.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_training.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_evaluation.py --write
+	$(BIN)/python benchmarks/bench_learning.py --write
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_math.chat_screen import notice
 from grpo_math.chat_session import Row, Session
-from grpo_math.chat_workers import Message, Request, Worker, attend
+from grpo_math.chat_workers import Message, Worker, attend
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
 from grpo_math.prompts import get_style
@@ -58,9 +58,9 @@ def run_file(session: Session, path: str, output: Path) -> None:
         asked[name] = [item for item in todo[name] if item[0] // size == batch]
         todo[name] = todo[name][len(asked[name]) :]
         if asked[name]:
-            conversations = [session.messages(worker.spec, row["question"]) for _, row in asked[name]]
             sampling = session.settings.sampling()
-            worker.ask(Request(conversations, replace(sampling, seed=sampling.seed + batch)))
+            batch_questions = [row["question"] for _, row in asked[name]]
+            worker.ask(session.request(worker.spec, batch_questions, replace(sampling, seed=sampling.seed + batch)))
 
     def handle(worker: Worker, message: Message) -> None:
         nonlocal left

@@ -31,7 +31,7 @@ from grpo_math.chat_workers import (
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation import Sampling
-from grpo_math.prompts import PromptStyle, build_prompt, get_style
+from grpo_math.prompts import PromptStyle, get_style
 from grpo_math.runs import resolve_model
 from grpo_math.tasks import TASKS, get_task
 
@@ -147,24 +147,14 @@ class Session:
         runs = [worker.spec.style for worker in self.workers if worker.spec.style]
         return get_style(self.settings.style or spec.style or next(iter(runs), TASKS["custom"].prompt))
 
-    def messages(self, spec: ModelSpec, question: str) -> Conversation:
-        """The conversation with a model that `question` ends; in a style of plain text, its prompt.
-
-        Raises:
-            UsageError: the style is plain text, and the talk can only be in messages.
-        """
-        style, history = self.style_of(spec), self.history.get(spec.name, [])
-        if not style.chat:
-            if history or self.settings.system is not None or spec.backend == "openai":
-                raise UsageError(
-                    f"{spec.name}: style {style.name} is one prompt of plain text, without a conversation, a system "
-                    "text of your own or a server: choose another /style"
-                )
-            return build_prompt(style, question, chat=False)
-        system, *shot, user = build_prompt(style, question, chat=True)
-        words = system["content"] if self.settings.system is None else self.settings.system
-        start = [{"role": "system", "content": words}] if words else []
-        return [*start, *shot, *history, user]
+    def request(self, spec: ModelSpec, questions: list[str], sampling: Sampling, streamed: bool = False) -> Request:
+        """What a model is asked: each question at the end of its conversation so far."""
+        style = self.style_of(spec)
+        if self.settings.system is not None:
+            style = replace(style, system=self.settings.system)
+        before = self.history.get(spec.name, [])
+        conversations = [[*before, {"role": "user", "content": question}] for question in questions]
+        return Request(conversations, style, sampling, streamed)
 
     def ask(self, question: str, screen: Screen) -> list[Answer]:
         """Ask all models at the same time, show and keep their answers. Ctrl-C stops them; twice drops who does not."""
@@ -172,9 +162,8 @@ class Session:
             raise UsageError("no model is loaded: /add MODEL")
         sampling, started = self.settings.sampling(), time.monotonic()
         answers = {worker.spec.name: Answer(worker.spec.name) for worker in self.workers}
-        conversations = [self.messages(worker.spec, question) for worker in self.workers]
-        for worker, conversation in zip(self.workers, conversations, strict=True):
-            worker.ask(Request([conversation], sampling, streamed=True))
+        for worker in self.workers:
+            worker.ask(self.request(worker.spec, [question], sampling, streamed=True))
 
         with screen.watching(list(answers.values())) as changed:
 

@@ -32,14 +32,21 @@ from grpo_math.generation import (
     Completion,
     Loading,
     Sampling,
-    TransformersBackend,
     Watch,
     load_config,
     load_tokenizer,
 )
 from grpo_math.openai_generation import OpenAIServer
-from grpo_math.prompts import as_plain_text, fold_system, prompt_token_ids, stop_strings, takes_system_role
+from grpo_math.prompts import (
+    PromptStyle,
+    asks_in_chat,
+    build_conversation,
+    prompt_token_ids,
+    stop_strings,
+    takes_system_role,
+)
 from grpo_math.runs import resolve_model
+from grpo_math.transformers_generation import TransformersBackend
 from grpo_math.vllm_generation import VllmBackend
 
 BACKENDS = ("transformers", "vllm", "openai")
@@ -48,7 +55,7 @@ SECONDS_BETWEEN_TEXTS = 0.04
 SECONDS_TO_QUIT = 3.0
 REQUESTS_AT_ONCE = 8  # to a server, of a batch
 Message = tuple[Any, ...]
-Conversation = list[dict[str, str]] | str  # messages, or the prompt of a style of plain text
+Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Request:
-    """Conversations to be completed; a single one that is `streamed` sends its text as it grows."""
+    """Conversations to be completed in a style; a single one that is `streamed` sends its text as it grows."""
 
     conversations: list[Conversation]
+    style: PromptStyle
     sampling: Sampling
     streamed: bool = False
 
@@ -87,8 +95,7 @@ class LocalModel:
         source, loading = resolve_model(spec.model), Loading(spec.dtype, trust_remote_code=spec.trust_remote_code)
         self.context = getattr(load_config(source, loading), "max_position_embeddings", None)
         self.tokenizer = load_tokenizer(source, loading)
-        self.chat = self.tokenizer.chat_template is not None
-        self.system_role = self.chat and takes_system_role(self.tokenizer)
+        self.system_role = self.tokenizer.chat_template is not None and takes_system_role(self.tokenizer)
         backend: type[Backend] = TransformersBackend
         if spec.backend == "vllm":
             backend = VllmBackend
@@ -96,49 +103,44 @@ class LocalModel:
         settings = argparse.Namespace(
             batch_size=None, tensor_parallel_size=1, gpu_memory_utilization=spec.gpu_share, seed=0
         )
-        self.backend = backend(source, loading, self.tokenizer, self.context, settings)
+        self.backend = backend(source, loading, self.tokenizer, self.context or spec.context, settings)
 
-    def stream(self, messages: Conversation, sampling: Sampling, watch: Watch) -> Completion:
-        (ids,) = self._prompts([messages], sampling)
-        return self.backend.stream(ids, replace(sampling, stop=self._stop([messages])), watch)
+    def stream(self, request: Request, watch: Watch) -> Completion:
+        prompts, sampling = self._prompts(request)
+        return self.backend.stream(prompts[0], sampling, watch)
 
-    def generate(self, conversations: list[Conversation], sampling: Sampling) -> list[Completion]:
-        sampling = replace(sampling, stop=self._stop(conversations))
-        found = self.backend.generate(self._prompts(conversations, sampling), sampling)
-        return [completions[0] for completions in found]
+    def generate(self, request: Request) -> list[Completion]:
+        return [completions[0] for completions in self.backend.generate(*self._prompts(request))]
 
-    def _stop(self, conversations: list[Conversation]) -> tuple[str, ...]:
-        return stop_strings(self.chat and not any(isinstance(each, str) for each in conversations))
-
-    def _form(self, conversation: Conversation) -> Conversation:
-        """A conversation in the form that the model can be asked in."""
-        if isinstance(conversation, str):
-            return conversation
-        if not self.chat:
-            return as_plain_text(conversation)
-        return conversation if self.system_role else fold_system(conversation)
-
-    def _prompts(self, conversations: list[Conversation], sampling: Sampling) -> list[list[int]]:
-        prompts = prompt_token_ids(self.tokenizer, [self._form(each) for each in conversations])
+    def _prompts(self, request: Request) -> tuple[list[list[int]], Sampling]:
+        style, most = request.style, request.sampling.max_tokens
+        chat = asks_in_chat(style, self.tokenizer)
+        texts = [build_conversation(style, turns, chat, self.system_role) for turns in request.conversations]
+        prompts = prompt_token_ids(self.tokenizer, texts)
         longest = max(map(len, prompts))
-        if self.context and longest + sampling.max_tokens > self.context:
+        if self.context and longest + most > self.context:
             raise UsageError(
-                f"the prompt has {longest} tokens and the answer may have {sampling.max_tokens}, together more than "
-                f"the context of {self.context}: lower max_tokens, or begin a new conversation"
+                f"the prompt has {longest} tokens and the answer may have {most}, together more than the context of "
+                f"{self.context}: lower max_tokens, or begin a new conversation"
             )
-        return prompts
+        return prompts, replace(request.sampling, stop=stop_strings(chat, style))
 
 
 class ServedModel:
-    """A model behind an OpenAI-compatible server."""
+    """A model behind an OpenAI-compatible server, which is asked in messages whatever the style."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.server = OpenAIServer(spec.model, spec.base_url or "")
-        self.stream = self.server.stream
 
-    def generate(self, conversations: list[Conversation], sampling: Sampling) -> list[Completion]:
+    def stream(self, request: Request, watch: Watch) -> Completion:
+        return self._complete(request, request.conversations[0], watch)
+
+    def generate(self, request: Request) -> list[Completion]:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(lambda messages: self.stream(messages, sampling, lambda _: True), conversations))
+            return list(pool.map(lambda turns: self._complete(request, turns, lambda _: True), request.conversations))
+
+    def _complete(self, request: Request, turns: Conversation, watch: Watch) -> Completion:
+        return self.server.stream(build_conversation(request.style, turns, chat=True), request.sampling, watch)
 
 
 def work(connection: Connection, spec: ModelSpec, log: str) -> None:
@@ -175,10 +177,7 @@ def answer(model: Any, request: Request, connection: Connection) -> Message:
         return not stopped
 
     try:
-        if request.streamed:
-            completions = [model.stream(request.conversations[0], request.sampling, watch)]
-        else:
-            completions = model.generate(request.conversations, request.sampling)
+        completions = [model.stream(request, watch)] if request.streamed else model.generate(request)
     except Exception as error:  # as above
         return ("error", one_line(error))
     return ("done", completions, stopped)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
 Choose = Callable[[Tensor], Tensor]
@@ -25,43 +25,52 @@ STALE = 8  # one of so many rows may be finished, or missing, before the batch i
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of a cache, (rows, heads, columns, size of a head), that has room for the next columns."""
+    """A layer of a cache whose `keys` and `values`, (rows, heads, columns, size of a head), are the columns from
+    `start` to `end` of larger tensors, `whole`: others fit in behind them without a copy."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self.whole = self.keys, self.values
-            return self.keys, self.values
-        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if end > self.whole[0].shape[-2]:
-            self.whole = tuple(
-                torch.cat([part, part.new_zeros(*part.shape[:2], end - start + ROOM, part.shape[-1])], dim=-2)
-                for part in (self.keys, self.values)
-            )
-        for part, new in zip(self.whole, (key_states, value_states), strict=True):
-            part[:, :, start:end] = new
-        self.keys, self.values = (part[:, :, :end] for part in self.whole)
+            self.whole, self.start, self.end = (key_states, value_states), 0, key_states.shape[-2]
+        else:
+            new = key_states.shape[-2]
+            if self.end + new > self.whole[0].shape[-2]:
+                self.whole = tuple(
+                    torch.cat([part, part.new_zeros(*part.shape[:2], new + ROOM, part.shape[-1])], dim=-2)
+                    for part in (self.keys, self.values)
+                )
+                self.start, self.end = 0, self.end - self.start
+            for part, states in zip(self.whole, (key_states, value_states), strict=True):
+                part[:, :, self.end : self.end + new] = states
+            self.end += new
+        return self.show(self.end - self.start)
+
+    def show(self, width: int) -> tuple[Tensor, Tensor]:
+        """Let the layer be its last `width` columns."""
+        self.start = self.end - width
+        self.keys, self.values = (part[:, :, self.start : self.end] for part in self.whole)
         return self.keys, self.values
+
+    def put(self, places: Tensor, other: DynamicLayer, rows: Tensor) -> None:
+        """Put rows of another layer, which has no more columns than there are before `end`, in the place of others."""
+        for part, source in zip(self.whole, (other.keys, other.values), strict=True):
+            part[places, :, self.end - source.shape[-2] : self.end] = source[rows]
 
     @classmethod
     def of(cls, parts: list[tuple[DynamicLayer, Tensor]], width: int) -> RoomyLayer:
-        """Chosen rows of layers, one below the other; their last columns meet in column `width`."""
-        layer = cls()
-        layer.lazy_initialization(parts[0][0].keys, parts[0][0].values)
-        count = sum(len(rows) for _, rows in parts)
-        whole = []
-        for name in ("keys", "values"):
-            first = getattr(parts[0][0], name)
-            new = first.new_zeros(count, first.shape[1], width + ROOM, first.shape[-1])
-            start = 0
-            for source, rows in parts:
-                part = getattr(source, name)[:, :, -width:]
-                new[start : start + len(rows), :, width - part.shape[-2] : width] = part[rows]
-                start += len(rows)
-            whole.append(new)
-        layer.whole = tuple(whole)
-        layer.keys, layer.values = (part[:, :, :width] for part in whole)
+        """Rows of layers, one below the other, in `width` columns."""
+        layer, first = cls(), parts[0][0]
+        layer.lazy_initialization(first.keys, first.values)
+        count, layer.end = sum(len(rows) for _, rows in parts), width
+        layer.whole = tuple(
+            like.new_zeros(count, like.shape[1], width + ROOM, like.shape[-1]) for like in (first.keys, first.values)
+        )
+        places = torch.arange(count, device=first.keys.device).split([len(rows) for _, rows in parts])
+        for (source, rows), own in zip(parts, places, strict=True):
+            cut = DynamicLayer()
+            cut.keys, cut.values = source.keys[:, :, -width:], source.values[:, :, -width:]
+            layer.put(own, cut, rows)
+        layer.show(width)
         return layer
 
 
@@ -107,6 +116,15 @@ def finisher(ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: 
     return finished
 
 
+def stopping_criteria(stopped: Finished | None, start: int) -> StoppingCriteriaList:
+    """For transformers' `generate`: each row ends where `stopped` says so of its tokens from `start` on."""
+
+    def stop(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.tensor([stopped(row[start:].tolist()) for row in ids], device=ids.device)
+
+    return StoppingCriteriaList([stop] if stopped else [])
+
+
 @dataclass
 class Batch:
     """Completions in flight: which, where there is a token, the one that comes next, and keys and values of the others.
@@ -146,12 +164,11 @@ class Decoder:
                 self._step(batch)
                 continue
             chosen, waiting = waiting[: in_flight - len(alive)], waiting[in_flight - len(alive) :]
-            parts = [(batch, alive)] if batch and alive else []
-            if chosen:
-                parts.append((self._start(chosen, prompts), list(range(len(chosen)))))
-            if not parts:
+            started = self._start(chosen, prompts) if chosen else None
+            if not alive and not started:
                 return self.completions
-            batch = merge(parts)
+            if not (batch and started and replace(batch, alive, started)):
+                batch = merge([(batch, alive)] * bool(alive) + [(started, list(range(len(chosen))))] * bool(started))
 
     def _start(self, rows: list[int], prompts: list[list[int]]) -> Batch:
         """Run prompts, equal ones once, and choose the first tokens."""
@@ -194,12 +211,34 @@ class Decoder:
         return chosen[:, None]
 
 
+def align(mask: Tensor, width: int) -> Tensor:
+    """The last `width` columns, with some of nothing on the left where there are fewer."""
+    return torch.nn.functional.pad(mask[:, -width:], (max(0, width - mask.size(1)), 0))
+
+
+def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
+    """Put completions that start in the places of those that are finished; False where their sizes do not fit."""
+    finished = sorted(set(range(len(batch.rows))) - set(alive))
+    width = max(batch.mask.size(1), started.mask.size(1))
+    if len(finished) != len(started.rows) or started.mask.size(1) > min(layer.end for layer in batch.cache.layers):
+        return False
+    places, mask = torch.tensor(finished, device=batch.mask.device), align(batch.mask, width)
+    mask[places] = align(started.mask, width)
+    width = int(mask.sum(1).max())
+    batch.mask, batch.last[places] = mask[:, -width:], started.last
+    for layer, other in zip(batch.cache.layers, started.cache.layers, strict=True):
+        layer.put(places, other, started.index)
+        layer.show(width)
+    for place, row in zip(finished, started.rows, strict=True):
+        batch.rows[place] = row
+    return True
+
+
 def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
-    """Chosen completions of batches in one, without the columns that none of them needs."""
+    """Chosen completions of batches in a new one, without the columns that none of them needs."""
     chosen = [torch.tensor(numbers, device=batch.mask.device) for batch, numbers in parts]
     masks = [batch.mask[own] for (batch, _), own in zip(parts, chosen, strict=True)]
     width = max(int(mask.sum(1).max()) for mask in masks)
-    masks = [torch.nn.functional.pad(mask[:, -width:], (max(0, width - mask.size(1)), 0)) for mask in masks]
     sources = [(batch.cache, batch.index[own]) for (batch, _), own in zip(parts, chosen, strict=True)]
     layers = [
         RoomyLayer.of([(cache.layers[number], own) for cache, own in sources], width)
@@ -207,4 +246,5 @@ def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
     ]
     rows = [batch.rows[number] for batch, numbers in parts for number in numbers]
     last = torch.cat([batch.last[own] for (batch, _), own in zip(parts, chosen, strict=True)])
-    return Batch(rows, torch.cat(masks), last, Cache(layers=layers), torch.arange(len(rows), device=last.device))
+    mask = torch.cat([align(mask, width) for mask in masks])
+    return Batch(rows, mask, last, Cache(layers=layers), torch.arange(len(rows), device=last.device))

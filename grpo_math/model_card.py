@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from grpo_math.prompts import PLAIN_TEXT, PLAIN_TEXT_STOP, STYLES
+from grpo_math.prompts import STYLES, build_prompt
 from grpo_math.reporting import percent
 
 # The terms of the training data by task, and its name on the Hub.
@@ -13,6 +13,7 @@ DATA = {
     "gsm8k": ("GSM8K, by OpenAI, MIT licence", "openai/gsm8k"),
     "math": ("MATH, by Hendrycks et al., MIT licence", None),
     "arithmetic": ("sums and differences made by `prepare_arithmetic.py`; free of rights of others", None),
+    "polynomial": ("polynomials made by `prepare_arithmetic.py`; free of rights of others", None),
 }
 UNKNOWN_DATA = ("the user's own data; its licence is not known to this project", None)
 # The arguments that a run is told from another by, in the order in which the card shows them.
@@ -37,6 +38,7 @@ def training_command(record: dict[str, Any]) -> str:
     """The command that trains this model again, from the project's folder."""
     words = ["python", "train_grpo.py", record["model"], "--train_data", record["train_data"]["path"]]
     words += ["--task", record["task"], "--prompt", record["prompt"], "--reward_funcs", *record["reward_funcs"]]
+    words += ["--advantage", record["advantage"]] if "advantage" in record else []
     lines = [shlex.join(words)]
     for name, value in training_settings(record).items():
         values = value if isinstance(value, list) else [value]
@@ -117,10 +119,11 @@ def _summary(record: dict[str, Any] | None, base: str | None, merged: bool) -> s
 def _asking(record: dict[str, Any]) -> str:
     style = STYLES[record["prompt"]]
     if record["chat"]:
-        how = f"Chat messages, with this system prompt:\n\n```\n{style.system}\n```"
+        turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in build_prompt(style, "...", chat=True))
+        how = f"Chat messages:\n\n```\n{turns}\n```"
     else:
-        stops = " and ".join(repr(stop) for stop in PLAIN_TEXT_STOP)
-        prompt = PLAIN_TEXT.format(system=style.system, question="...")
+        stops = " and ".join(repr(stop) for stop in style.stop)
+        prompt = build_prompt(style, "...", chat=False)
         how = f"Plain text, to be stopped at {stops}:\n\n```\n{prompt}\n```"
     return f"{how}\n\nA well-formed answer:\n\n```\n{style.example}\n```"
 

@@ -164,23 +164,31 @@ def build_prompt(style: PromptStyle, question: str, chat: bool, system_role: boo
         shot = SHOT.format(question=style.shot[0], answer=style.shot[1]) if style.shot else ""
         return style.text.format(system=style.system, shot=shot, question=question)
     turns = [("user", style.shot[0]), ("assistant", style.shot[1])] if style.shot else []
-    turns = [("system", style.system), *turns, ("user", question)]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    return messages if system_role else fold_system(messages)
+    turns.append(("user", question))
+    if system_role:
+        turns.insert(0, ("system", style.system))
+    else:
+        turns[0] = ("user", f"{style.system}\n\n{turns[0][1]}")
+    return [{"role": role, "content": content} for role, content in turns]
 
 
-def fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Put the system message, if there is one, before the first question, for templates that have no such role."""
-    if messages[0]["role"] != "system":
-        return messages
-    system, first, *rest = messages
-    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+def build_conversation(
+    style: PromptStyle, turns: list[dict[str, str]], chat: bool, system_role: bool = True
+) -> list[dict[str, str]] | str:
+    """The prompt for a conversation: `turns` are the user's and the model's messages, the user's first and last.
 
-
-def as_plain_text(messages: list[dict[str, str]]) -> str:
-    """A conversation for a model without a chat template; a single question reads as `build_prompt` has it."""
-    parts = {"system": "{}\n", "user": "Question: {}", "assistant": "Answer: {}\n"}
-    return "\n".join([*(parts[m["role"]].format(m["content"]) for m in messages), "Answer:"])
+    A single turn reads as `build_prompt` has it. A style whose `system` is empty has no system message.
+    """
+    start = build_prompt(style, turns[0]["content"], chat, system_role)
+    if isinstance(start, str):
+        text = start if style.system else start.lstrip("\n")
+        for turn in turns[1:]:
+            new_question = style.text.format(system="", shot="", question=turn["content"])
+            text += new_question if turn["role"] == "user" else turn["content"]
+        return text
+    if not style.system:
+        start = [{**turn, "content": turn["content"].lstrip("\n")} for turn in start if turn["role"] != "system"]
+    return [*start, *turns[1:]]
 
 
 def stop_strings(chat: bool, style: PromptStyle | None = None) -> tuple[str, ...]:

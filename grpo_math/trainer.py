@@ -147,8 +147,16 @@ class MathGRPOTrainer(GRPOTrainer):
         self._rewards = super()._calculate_rewards(*args, **kwargs)  # (completions of all processes, functions)
         return self._rewards
 
+    def _log_masked(self, ratio: Tensor) -> None:
+        """Log the share of vLLM's samples (or tokens) that TRL leaves out because their ratio is beyond its limits."""
+        mode = "train" if self.model.training else "eval"
+        share = self.accelerator.gather((ratio == 0).float().mean())
+        self._metrics[mode]["sampling/masked_fraction"].append(share.mean().item())
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         batch = super()._generate_and_score_completions(inputs)
+        if "mask" in self.vllm_importance_sampling_mode and "importance_sampling_ratio" in batch:
+            self._log_masked(batch["importance_sampling_ratio"])
         if self.baseline:
             return batch
         rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)

@@ -11,12 +11,13 @@ import yaml
 from conftest import STARTER, read_rows, script, write_jsonl
 from hub import TOKEN, Hub, Repository
 
-from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
+from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
 from grpo_math.arithmetic import sum_problems
-from grpo_math.generation import Loading, Sampling, TransformersBackend, load_tokenizer
-from grpo_math.preflight import machine_defaults
+from grpo_math.generation import Loading, Sampling, load_tokenizer
+from grpo_math.launch import machine_defaults
 from grpo_math.prompts import STYLES, build_prompt, prompt_token_ids
 from grpo_math.runs import build_record, differences, read_record, resolve_model
+from grpo_math.transformers_generation import TransformersBackend
 
 QUESTIONS = 200
 # The stand-in has the Hub's older storage of large files (git-lfs), and not Xet.
@@ -39,7 +40,7 @@ def greedy(folder, questions):
     """What the evaluator would have a model write."""
     source = resolve_model(str(folder))
     tokenizer = load_tokenizer(source, Loading())
-    backend = TransformersBackend(source, Loading(), tokenizer, 512, Namespace())
+    backend = TransformersBackend(source, Loading(), tokenizer, 512, Namespace(batch_size=None))
     prompts = [build_prompt(STYLES["answer_tag"], question, chat=True) for question in questions]
     sampling = Sampling(n=1, temperature=0, top_p=1, top_k=0, max_tokens=16, seed=0, stop=())
     return [found[0].text for found in backend.generate(prompt_token_ids(tokenizer, prompts), sampling)]
@@ -114,6 +115,7 @@ def test_the_card_says_what_was_measured_and_how_to_do_it_again(work):
     assert (options.model, options.task, options.prompt) == ("starter_model", "arithmetic", "answer_tag")
     trl_args = parse_trl_arguments(options, machine_defaults()[0])
     trl_args.model_name_or_path, trl_args.output_dir = options.model, "x"
+    set_advantage(options, trl_args)
     args, model_args = build_configs(trl_args)
     record = read_record(work / "outputs/lora/checkpoint-final")
     own = {key: record[key] for key in ("model", "task", "prompt", "chat", "train_data")}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
+from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
 from grpo_math.launch import machine_defaults
 from grpo_math.preflight import check_weights, conflicts, plan_batches
 
@@ -78,7 +78,8 @@ def test_the_settings_for_a_gpu_are_accepted():
     exec(cell.source.partition("\n!")[0], names)
     options = parse_options(["Qwen/Qwen2.5-0.5B-Instruct", *shlex.split(names["SETTINGS"])], "")
     arguments = parse_trl_arguments(options, machine_defaults()[0])
-    assert conflicts(arguments) == []
+    set_advantage(options, arguments)
+    assert not conflicts(arguments)
     check_weights(arguments.reward_weights, options.reward_funcs)
     plan = plan_batches(arguments, rows=7473)
     args, model_args = build_configs(arguments)

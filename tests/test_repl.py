@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
@@ -17,7 +18,7 @@ from terminal import Terminal, children, gone
 
 from grpo_math.chat_session import number, reasoning
 from grpo_math.errors import UsageError
-from grpo_math.prompts import STYLES, as_plain_text, build_prompt
+from grpo_math.prompts import STYLES, build_conversation, build_prompt
 
 REPL = "instruct_model_repl.py"
 QUESTION = "What is 4 plus 5?"
@@ -259,14 +260,39 @@ def test_the_key_of_a_server_is_never_shown(tmp_path):
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
-def test_one_question_as_plain_text_is_the_training_prompt(style):
-    assert as_plain_text(build_prompt(style, " What?\n", chat=True)) == build_prompt(style, " What?\n", chat=False)
+@pytest.mark.parametrize(("chat", "system_role"), [(True, True), (True, False), (False, False)])
+def test_one_question_is_asked_as_in_training(style, chat, system_role):
+    turns = [{"role": "user", "content": " What?\n"}]
+    assert build_conversation(style, turns, chat, system_role) == build_prompt(style, " What?\n", chat, system_role)
 
 
-def test_a_conversation_as_plain_text():
-    messages = [("system", "Be brief."), ("user", "A?"), ("assistant", "a"), ("user", "B?")]
-    text = as_plain_text([{"role": role, "content": content} for role, content in messages])
-    assert text == "Be brief.\n\nQuestion: A?\nAnswer: a\n\nQuestion: B?\nAnswer:"
+TALK = [{"role": role, "content": text} for role, text in (("user", "A?"), ("assistant", " a"), ("user", "B?"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "text"),
+    [
+        ("hash", "Be brief.", "Be brief.\n\nQuestion: A?\nAnswer: a\n\nQuestion: B?\nAnswer:"),
+        ("hash", "", "Question: A?\nAnswer: a\n\nQuestion: B?\nAnswer:"),
+        ("r1_zero", "Be brief.", "Be brief.\nUser: A?\nAssistant: <think> a\nUser: B?\nAssistant: <think>"),
+    ],
+)
+def test_a_conversation_as_plain_text(name, system, text):
+    assert build_conversation(replace(STYLES[name], system=system), TALK, chat=False) == text
+
+
+@pytest.mark.parametrize(
+    ("system", "system_role", "first"),
+    [
+        ("Be brief.", True, [{"role": "system", "content": "Be brief."}, TALK[0]]),
+        ("Be brief.", False, [{"role": "user", "content": "Be brief.\n\nA?"}]),
+        ("", True, TALK[:1]),
+        ("", False, TALK[:1]),
+    ],
+)
+def test_a_conversation_in_messages(system, system_role, first):
+    style = replace(STYLES["hash"], system=system)
+    assert build_conversation(style, TALK, chat=True, system_role=system_role) == [*first, *TALK[1:]]
 
 
 @pytest.mark.parametrize(
