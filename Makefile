@@ -5,13 +5,17 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-vllm test-cluster test-browser test-notebook bench lint
+.PHONY: quickstart test test-long test-vllm test-cluster test-browser test-notebook bench lint
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --durations 5
+
+# Every task in every style, the documentation's examples, gradients over two processes: a minute more.
+test-long: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m slow tests/test_end_to_end.py tests/test_extending.py tests/test_trainer.py
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest -m slow --durations 5 tests/test_vllm.py tests/test_vllm_server.py

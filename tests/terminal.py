@@ -32,7 +32,8 @@ class Terminal:
         self.resize(columns, lines)
         env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HF_"))}
         env |= {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "XDG_STATE_HOME": str(cwd / "state"), **environment}
-        env.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # what the terminal of these tests is like
+            env.pop(name, None)
         name, *arguments = (str(part) for part in command)
         self.process = subprocess.Popen(
             [sys.executable, ROOT / name, *arguments],

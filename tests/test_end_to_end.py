@@ -11,6 +11,7 @@ from conftest import STARTER, read_rows, run_all, write_jsonl
 from grpo_math.prompts import STYLES
 from grpo_math.tasks import TASKS
 
+pytestmark = pytest.mark.slow
 GSM8K = [{"question": f"Tom has {n} apples and buys {n}. How many?", "answer": f"#### {2 * n}"} for n in range(2, 8)]
 MATH = [
     {"problem": f"What is half of ${n}$?", "solution": rf"It is $\\boxed{{\frac{{{n}}}{{2}}}}$.", "level": "Level 1"}

@@ -54,6 +54,7 @@ def done(tmp_path_factory):
     return cwd, run_all(first + second, cwd)
 
 
+@pytest.mark.slow
 def test_from_a_table_to_a_compared_model_in_four_commands(done):
     folder, said = done
     assert "after is " in said
@@ -64,6 +65,7 @@ def test_from_a_table_to_a_compared_model_in_four_commands(done):
     assert len(read_rows(folder / "outputs/mine/metrics.jsonl")) >= 2
 
 
+@pytest.mark.slow
 def test_a_task_and_a_reward_in_files_outside_the_project(done):
     folder, said = done
     assert "after-2 is " in said

@@ -63,6 +63,7 @@ def test_gradients_are_trls(case, tmp_path):
     check(case, compare(case, tmp_path))
 
 
+@pytest.mark.slow
 def test_gradients_are_trls_on_two_processes(tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_configs/cpu.yaml"]
     launch += ["--num_processes", 2, "--num_machines", 1, "--machine_rank", 0, "--main_process_port", 0]
