@@ -19,6 +19,7 @@ from conftest import ROOT, STARTER, read_rows, write_jsonl
 from grpo_math.arithmetic import sum_problems
 
 pytestmark = pytest.mark.slow
+VLLM_VENV = str(ROOT / ".venv-vllm")
 SMALL = [
     *("--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--num_generations", 4),
     *("--max_completion_length", 12, "--gradient_checkpointing", "false", "--reward_funcs", "accuracy", "format"),
@@ -268,7 +269,7 @@ def test_two_jobs_at_once_on_the_same_nodes(project):
         ([STARTER, *SMALL], {"VENV": "/nowhere"}, "VENV=/nowhere holds no bin/accelerate"),
         ([STARTER, *SMALL], {"VLLM_NODES": "2"}, "VLLM_NODES=2: one node serves"),
         ([STARTER, *SMALL, "--num_generations", 5], {}, "--num_generations 5 does not divide the 32 completions"),
-        ([STARTER, *SMALL], {"VLLM_NODES": "1"}, "--vllm_mode server: weights go to the server over NCCL"),
+        ([STARTER, *SMALL], {"VLLM_NODES": "1", "VENV": VLLM_VENV}, "--vllm_mode server: weights go to the server over"),
         ([STARTER, *SMALL], {"VLLM_NODES": "1", "VLLM_ARGS": "--port x"}, "the vLLM server ended; its last lines"),
         ([STARTER, *SMALL], {"VLLM_NODES": "1", "VLLM_ARGS": "--host 8.8.8.8"}, "the vLLM server ended; its last"),
         (["--max_steps", 1], {}, "no model: sbatch submit_grpo.slurm MODEL"),
