@@ -269,7 +269,11 @@ def test_two_jobs_at_once_on_the_same_nodes(project):
         ([STARTER, *SMALL], {"VENV": "/nowhere"}, "VENV=/nowhere holds no bin/accelerate"),
         ([STARTER, *SMALL], {"VLLM_NODES": "2"}, "VLLM_NODES=2: one node serves"),
         ([STARTER, *SMALL, "--num_generations", 5], {}, "--num_generations 5 does not divide the 32 completions"),
-        ([STARTER, *SMALL], {"VLLM_NODES": "1", "VENV": VLLM_VENV}, "--vllm_mode server: weights go to the server over"),
+        (
+            [STARTER, *SMALL],
+            {"VLLM_NODES": "1", "VENV": VLLM_VENV},
+            "--vllm_mode server: weights go to the server over",
+        ),
         ([STARTER, *SMALL], {"VLLM_NODES": "1", "VLLM_ARGS": "--port x"}, "the vLLM server ended; its last lines"),
         ([STARTER, *SMALL], {"VLLM_NODES": "1", "VLLM_ARGS": "--host 8.8.8.8"}, "the vLLM server ended; its last"),
         (["--max_steps", 1], {}, "no model: sbatch submit_grpo.slurm MODEL"),
