@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,14 @@ SECRETS = {
     "HF_TOKEN": "hf_PlantedPlantedPlantedPlantedPlanted",
     "HUGGING_FACE_HUB_TOKEN": "hf_OtherPlantedOtherPlantedOtherPlanted",
 }
+
+
+def contents(path: Path) -> bytes:
+    """What is in a file, nothing where it is gone: a database takes its temporary files away when it likes."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 @pytest.mark.skipif(
@@ -59,7 +68,7 @@ def test_a_continued_run_is_one_run_with_its_completions_and_without_secrets(tmp
     assert {"run.json", "report.html", "metrics.jsonl", "tracking.json"} <= {path.name for path in written}
     for secret in SECRETS.values():
         assert secret not in output
-        assert [path for path in written if secret.encode() in path.read_bytes()] == []
+        assert [path for path in written if secret.encode() in contents(path)] == []
 
 
 def arguments(**given):
