@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 RUN = [
     *("--train_data", "train.jsonl", "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2),
     *("--num_generations", 4, "--reward_funcs", "length", "--report_to", "none", "--save_steps", 100),
+    *("--skip_zero_advantage", "false"),  # the estimate is of a step in which every completion is trained on
 ]
 
 
