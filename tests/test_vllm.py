@@ -200,7 +200,7 @@ def test_the_repl_talks_with_vllm_and_with_a_server(server, data, models, tmp_pa
     terminal = Terminal([*repl, "--max_tokens", 3000], tmp_path, **key)
     terminal.wait_for("is ready", 3, timeout=120)
     terminal.enter("What is 4 plus 5?")
-    terminal.wait_for(r"^<ans.* <ans.* <ans.*\n(.*\n)*\.\.\. +\.\.\. +\.\.\.$")
+    terminal.wait_for("^<ans.* <ans.* <ans")  # all three are being written
     terminal.type("\x03")
     terminal.wait_for("interrupted.*interrupted.*interrupted")
     terminal.enter("/max_tokens 4")
