@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo_math.errors import UsageError, run
+from grpo_math.errors import UsageError, first_line, run
 
 # Weights in formats that run code when loaded, or that nothing here reads.
 NOT_NEEDED = ["*.bin", "*.pt", "*.pth", "*.pickle", "*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf", "original/*"]
@@ -45,9 +45,8 @@ def main() -> None:
             local_dir=folder,
         )
     except Exception as error:  # the Hub and the network fail in many ways; all end here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{args.model}: cannot be downloaded ({reason}); check the name and --revision, and log in with "
+            f"{args.model}: cannot be downloaded ({first_line(error)}); check the name and --revision, and log in with "
             "`hf auth login` where the model asks for it"
         ) from error
     if not (folder / "config.json").is_file():

@@ -10,7 +10,6 @@ TensorBoard files and `run.json`; the same command run again continues from the 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from grpo_math.arguments import (
     set_advantage,
     trl_parser,
 )
-from grpo_math.errors import STOPPED, UsageError, run, tell_job
+from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
 from grpo_math.generation import Loading, load_config, load_tokenizer
+from grpo_math.launch import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
@@ -45,12 +45,8 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     """Print on the main process of a launch."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print(line, flush=True)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_dataset(rows: list[dict[str, Any]], prompts: list) -> Any:
@@ -83,7 +79,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     }
     run_dir = Path(args.output_dir)
     keep, args.save_total_limit = args.save_total_limit, None
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if vllm_mode(args) == "colocate":
         prepare_training_engine(args)
     trainer = StopsAtStrings(
         **plan.ours,
@@ -147,7 +143,6 @@ def prepare(options: Options) -> Plan:
     style = choose_style(options.prompt, rows)
     build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
 
-    from grpo_math.launch import check_launch, machine_defaults
     from grpo_math.preflight import check_context, check_weights, conflicts, plan_batches, stop_arguments
 
     machine, notes = machine_defaults()
@@ -248,7 +243,7 @@ def train(plan: Plan, options: Options) -> None:
     for line in plan.lines:
         say(line)
     identify_run(plan.args)
-    generates_elsewhere = plan.args.use_vllm and plan.args.vllm_mode == "server"
+    generates_elsewhere = vllm_mode(plan.args) == "server"
     if generates_elsewhere:
         wait_for_server(server_url(plan.args), plan.args.vllm_server_timeout, say)
     stop = StopSignal(steps_between_generations(plan.args))

@@ -12,9 +12,13 @@ WINDOW = 10  # logged steps that a judgement rests on
 Rows = list[dict[str, Any]]
 
 
+def _values(rows: Rows, key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
 def mean(rows: Rows, key: str) -> float:
     """The mean of a metric over the rows that have it, NaN where none has."""
-    values = [row[key] for row in rows if row.get(key) is not None]
+    values = _values(rows, key)
     return sum(values) / len(values) if values else math.nan
 
 
@@ -79,10 +83,6 @@ def masked(rows: Rows, first: Rows) -> str | None:
 
 
 CAUSES: list[Callable[[Rows, Rows], str | None]] = [cut, no_format, never_right, no_variance, growing, masked]
-
-
-def _values(rows: Rows, key: str) -> list[float]:
-    return [row[key] for row in rows if row.get(key) is not None]
 
 
 class Diagnosis(TrainerCallback):

@@ -18,6 +18,11 @@ class UsageError(Exception):
     """Something that the user can put right. The message names the file, line, field or flag, and the way out."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, cut to a line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def tell_job(status: str) -> bool:
     """Tell the batch script that started this how it stands, where there is one ($GRPO_JOB_STATUS names a file).
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from grpo_math.errors import UsageError
+from grpo_math.errors import UsageError, first_line
 from grpo_math.runs import ModelSource, adapter_base
 
 
@@ -121,10 +121,9 @@ def load_tokenizer(source: ModelSource, loading: Loading) -> Any:
 
 def model_error(path: str, error: Exception) -> UsageError:
     """One line about a model that cannot be loaded, and the way out."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UsageError(
-        f"{path}: this model cannot be loaded ({reason}); check the name, or download it where there is internet and "
-        "give its folder"
+        f"{path}: this model cannot be loaded ({first_line(error)}); check the name, or download it where there is "
+        "internet and give its folder"
     )
 
 

@@ -15,6 +15,16 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one of its launch that prints and reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def vllm_mode(arguments: Any) -> str | None:
+    """Where vLLM generates: "colocate", on the training GPUs, or "server"; None where transformers does."""
+    return arguments.vllm_mode if arguments.use_vllm else None
+
+
 def strategy() -> str:
     """How the launch spreads the model: "single", "ddp", "fsdp1", "fsdp2", "zero1", "zero2" or "zero3"."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":

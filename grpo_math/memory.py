@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.errors import UsageError
-from grpo_math.launch import launched_processes, strategy
+from grpo_math.launch import launched_processes, strategy, vllm_mode
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -95,7 +95,7 @@ def logit_bytes(tokens: int, vocabulary: int, parameters: Parameters, width: int
 
 def vllm_bytes(args: GRPOConfig, gpu_bytes: int) -> int:
     """vLLM's share of a GPU that also trains; none while it sleeps, and none when a server generates."""
-    colocated = args.use_vllm and args.vllm_mode == "colocate" and not args.vllm_enable_sleep_mode
+    colocated = vllm_mode(args) == "colocate" and not args.vllm_enable_sleep_mode
     return round(gpu_bytes * args.vllm_gpu_memory_utilization) if colocated else 0
 
 
@@ -111,7 +111,7 @@ def memory_lines(parts: dict[str, int], args: GRPOConfig) -> list[str]:
     parts = parts | {"vllm": vllm_bytes(args, gpu)}
     total = sum(parts.values())
     lines = [f"memory       {' + '.join(f'{name} {gib(size)}' for name, size in parts.items() if size)}"]
-    if args.use_vllm and args.vllm_mode == "colocate" and not gpu:
+    if vllm_mode(args) == "colocate" and not gpu:
         lines.append(f"             and {args.vllm_gpu_memory_utilization:.0%} of the GPU for vLLM")
     lines.append(f"             = {gib(total)} GiB for each process, {f'of {gib(gpu)} GiB' if gpu else 'no GPU here'}")
     if gpu and total > gpu:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grpo_math.errors import UsageError
+from grpo_math.errors import UsageError, first_line
 
 
 def import_dotted(path: str, flag: str) -> Any:
@@ -22,5 +22,4 @@ def import_dotted(path: str, flag: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # a user's module may fail in any way while it is imported
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{flag}: cannot import {path!r}: {reason}") from error
+        raise UsageError(f"{flag}: cannot import {path!r}: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_math.errors import UsageError
-from grpo_math.launch import launched_processes, strategy
+from grpo_math.launch import launched_processes, strategy, vllm_mode
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
     a, spread = arguments, strategy()
     sharded = spread in ("fsdp1", "fsdp2", "zero3")
     quantized = a.load_in_4bit or a.load_in_8bit
-    colocated = a.use_vllm and a.vllm_mode == "colocate"
-    server = a.use_vllm and a.vllm_mode == "server"
+    colocated, server = vllm_mode(a) == "colocate", vllm_mode(a) == "server"
     every = steps_between_generations(a)
     rules = [
         (a.use_vllm and not _installed("vllm"), "--use_vllm: vllm is not installed; pip install vllm, or leave it out"),

@@ -35,6 +35,8 @@ class StopsAtStrings(MathGRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple:
         ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+        if not self.stop:
+            return ids, logprobs
         self._ends = [self._stopped_after(each) for each in ids]
         for i, end in enumerate(self._ends):
             if end is not None:

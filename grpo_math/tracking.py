@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
+from grpo_math.launch import is_main_process
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
@@ -68,7 +69,7 @@ def identify_run(args: GRPOConfig) -> None:
     Raises:
         UsageError: the file that holds id and name cannot be read or written.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return  # only the main process reports
     folder = Path(args.output_dir).resolve()
     path = folder / IDENTITY

@@ -163,6 +163,7 @@ def test_two_nodes_train(project):
 
 
 LONG = [*SMALL, "--max_steps", 12, "--save_steps", 3, "--output_dir", "run"]
+UNSAVED = [*LONG, "--save_steps", 100]  # the only checkpoint on the way is the one that a signal asks for
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +189,11 @@ def requeued_to_the_end(job, project, uninterrupted):
 
 
 def test_usr1_saves_and_requeues(project, uninterrupted):
-    job = Job(project, STARTER, *LONG, options=["--nodes=2"]).saw("step 4/12")
+    job = Job(project, STARTER, *UNSAVED, options=["--nodes=2"]).saw("step 4/12")
     run("scancel", "--batch", "--signal=USR1", job.id)
     log = requeued_to_the_end(job, project, uninterrupted)
     stopped = int(re.search(r"stopped after step (\d+), checkpoint saved", log)[1])
-    assert f"continuing from run/checkpoint-{stopped}," in log and stopped % 3  # no step is lost or made twice
+    assert f"continuing from run/checkpoint-{stopped}," in log  # no step is lost or made twice
 
 
 def ranks(project):
@@ -242,11 +243,11 @@ def test_a_kill_in_the_middle_of_a_checkpoint_goes_on(project, uninterrupted):
 
 
 def test_a_cancelled_job_saves_and_stays_away(project):
-    job = Job(project, STARTER, *LONG, options=["--nodes=2"]).saw("step 4/12")
+    job = Job(project, STARTER, *UNSAVED, options=["--nodes=2"]).saw("step 4/12")
     run("scancel", job.id)
     job.wait("CANCELLED")
     step = int(wait_for(lambda: re.search(r"stopped after step (\d+), checkpoint saved", job.log()), 30)[1])
-    assert (project / f"run/checkpoint-{step}/complete").exists() and step % 3
+    assert (project / f"run/checkpoint-{step}/complete").exists()
 
 
 def test_two_jobs_at_once_on_the_same_nodes(project):
