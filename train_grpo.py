@@ -253,6 +253,7 @@ def train(plan: Plan, options: Options) -> None:
         every = int(plan.args.eval_steps)
         trainer.add_callback(HeldOut(trainer, plan.held_out, plan.held_out_prompts, plan.style, every, say))
     say(f"skipping     {trainer.skip_note}")
+    say(f"sharing      {trainer.share_note}")
     if generates_elsewhere and trainer.accelerator.is_main_process:
         ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(trainer.vllm_generation)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

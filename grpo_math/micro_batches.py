@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_math.shared_prompts import VARYING, rope_kinds, same_prompts
+
 Batch = dict[str, Any]
 """A micro-batch as TRL holds it, of B completions: `prompt_ids` and `prompt_mask` (B, P), padded on the left;
 `completion_ids`, `completion_mask`, `old_per_token_logps` ... (B, T), padded on the right; `advantages` (B,);
@@ -44,7 +46,12 @@ def row_weights(loss_type: str, batch: Batch) -> Tensor:
 
 
 def repack(
-    batches: list[Batch], loss_type: str, cut_prompts: bool = True, cut_completions: bool = True, multiple: int = 1
+    batches: list[Batch],
+    loss_type: str,
+    cut_prompts: bool = True,
+    cut_completions: bool = True,
+    multiple: int = 1,
+    share: bool = False,
 ) -> list[Batch]:
     """As many micro-batches with the same summed gradient; those of no completion are marked `idle`.
 
@@ -53,6 +60,7 @@ def repack(
         loss_type: TRL's, one of those above.
         cut_prompts, cut_completions: whether padding there may go (see `removable_padding`).
         multiple: to which widths are rounded up.
+        share: a prompt that several completions of a micro-batch continue runs once.
     """
     weights = torch.cat([row_weights(loss_type, batch) for batch in batches])
     every = {key: torch.cat([batch[key] for batch in batches]) if value.dim() else value
@@ -60,9 +68,10 @@ def repack(
     mask = loss_mask(every)
     kept = ((every["advantages"] != 0) & mask.any(1)).nonzero().squeeze(1)
     lengths = [every[key].sum(1)[kept].cpu().numpy() for key in ("prompt_mask", "completion_mask")]
+    numbers = same_prompts(every["prompt_ids"][kept], every["prompt_mask"][kept])[1].cpu().numpy() if share else None
     most = len(batches[0]["advantages"]) * (every["prompt_mask"].size(1) + mask.size(1))
     new = []
-    for chosen in micro_batches(*lengths, len(batches), most, len(batches[0]["advantages"])):
+    for chosen in micro_batches(*lengths, len(batches), most, len(batches[0]["advantages"]), numbers):
         rows = kept[torch.from_numpy(chosen).to(kept.device)]
         batch = {key: value[rows] if value.dim() else value for key, value in every.items()}
         batch = cut(batch, cut_prompts, cut_completions, multiple)
@@ -92,26 +101,34 @@ def idle(batch: Batch) -> Batch:
     return row | {"prompt_mask": torch.ones_like(row["prompt_mask"]), "idle": True}
 
 
-def micro_batches(prompts: np.ndarray, completions: np.ndarray, count: int, most: int, rows: int) -> list[np.ndarray]:
-    """The rows of each of at most `count` micro-batches, longest first, so that the least padding is left.
+def micro_batches(
+    prompts: np.ndarray, completions: np.ndarray, count: int, most: int, rows: int, shared: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """The rows of each of at most `count` micro-batches, longest first, so that the fewest positions run.
 
     Args:
         prompts, completions: lengths in tokens, (K,).
         most: positions, padding included, that one micro-batch may have.
         rows: completions in a micro-batch of TRL's.
+        shared: which prompt each row has, (K,), where one that several rows of a micro-batch have runs once.
     """
     if len(prompts) == 0:
         return []
+    orders = [np.argsort(-key, kind="stable") for key in (completions, prompts + completions)]
+    if shared is not None:
+        longest = np.zeros(shared.max() + 1, dtype=int)
+        np.maximum.at(longest, shared, completions)
+        orders.append(np.lexsort((-completions, shared, -longest[shared])))
     plans = []
-    for key in (completions, prompts + completions):
-        order = np.argsort(-key, kind="stable")
-        cost, ends = _cheapest_cuts(prompts[order], completions[order], count, most, rows)
+    for order in orders:
+        those = shared[order] if shared is not None else None
+        cost, ends = _cheapest_cuts(prompts[order], completions[order], count, most, rows, those)
         plans.append((cost, np.split(order, ends)))
     return min(plans, key=lambda plan: plan[0])[1]
 
 
 def _cheapest_cuts(
-    prompts: np.ndarray, completions: np.ndarray, count: int, most: int, rows: int
+    prompts: np.ndarray, completions: np.ndarray, count: int, most: int, rows: int, shared: np.ndarray | None
 ) -> tuple[float, np.ndarray]:
     """Positions with padding, and where to cut the sorted rows, of the best division: dynamic programming.
 
@@ -121,23 +138,39 @@ def _cheapest_cuts(
     step = next((step for step in divisors if len(prompts) / step <= BLOCKS), rows)
     starts = np.arange(0, len(prompts), step)
     ends = np.append(starts[1:], len(prompts))
-    longest = [np.maximum.reduceat(lengths, starts) for lengths in (prompts, completions)]
-    if len(starts) <= count:
-        return float(((ends - starts) * sum(longest)).sum()), starts[1:]
     upper = np.triu(np.ones((len(starts), len(starts)), dtype=bool))
-    widths = sum(np.maximum.accumulate(np.where(upper, lengths, 0), axis=1) for lengths in longest)
-    cost = (ends[None, :] - starts[:, None]) * widths.astype(float)  # of blocks i to j in one micro-batch
-    cost[~upper | (cost > most)] = np.inf
-    best, choices = np.append(0, np.full(len(starts), np.inf)), []  # of the first j blocks
-    for _ in range(count):
+    prompt, completion = (
+        np.maximum.accumulate(np.where(upper, np.maximum.reduceat(lengths, starts), 0), axis=1).astype(float)
+        for lengths in (prompts, completions)
+    )
+    size = ends[None, :] - starts[:, None]  # rows of blocks i to j
+    run = size if shared is None else _different(shared, starts)
+    cost = run * prompt + size * completion
+    if len(starts) <= count and (shared is None or len(starts) > BLOCKS):
+        return float(cost.diagonal().sum()), starts[1:]
+    cost[~upper | (size * (prompt + completion) > most)] = np.inf
+    best, choices, costs = np.append(0, np.full(len(starts), np.inf)), [], []  # of the first j blocks
+    for _ in range(min(count, len(starts))):
         total = best[:-1, None] + cost
         choices.append(total.argmin(0))
         best = np.append(np.inf, total.min(0))
+        costs.append(best[-1])
+    fewest = int(np.argmin(costs))
     cuts, block = [], len(starts)
-    for choice in reversed(choices):
+    for choice in reversed(choices[: fewest + 1]):
         block = choice[block - 1]
         cuts.append(starts[block])
-    return float(best[-1]), np.array(cuts[-2::-1])
+    return float(costs[fewest]), np.array(cuts[-2::-1], dtype=int)
+
+
+def _different(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """How many different values lie in blocks i to j, for blocks that begin at `starts`: (blocks, blocks)."""
+    last, before = {}, np.full(len(values), -1)
+    for place, value in enumerate(values.tolist()):
+        before[place] = last.get(value, -1)
+        last[value] = place
+    new = before[None, :] < starts[:, None]  # not seen since the start of block i
+    return np.add.reduceat(np.where(np.arange(len(values)) >= starts[:, None], new, 0), starts, axis=1).cumsum(1)
 
 
 def removable_padding(config: Any) -> tuple[bool, bool]:
@@ -146,9 +179,5 @@ def removable_padding(config: Any) -> tuple[bool, bool]:
     TRL gives no positions, so a token's place counts the padding before it. With rotary embeddings only distances
     matter; learned positions are another matter, and some rotary embeddings change with the width of the whole batch.
     """
-    rope = getattr(config.get_text_config(), "rope_parameters", None)
-    if not rope:
-        return False, True
-    kinds = {rope.get("rope_type")} | {each.get("rope_type") for each in rope.values() if isinstance(each, dict)}
-    varies = bool(kinds & {"dynamic", "longrope"})
-    return not varies, not varies
+    kinds = rope_kinds(config)
+    return bool(kinds) and not kinds & VARYING, not kinds & VARYING

@@ -9,24 +9,33 @@ import torch
 from torch import Tensor
 
 from grpo_math.micro_batches import Batch, loss_mask
+from grpo_math.shared_prompts import same_prompts
 
 
 class Size(NamedTuple):
-    """How much is in micro-batches: completions, tokens that count in the loss, and positions with all padding."""
+    """How much is in micro-batches: completions, tokens that count in the loss, and positions that run, padding too."""
 
     completions: int = 0
     tokens: int = 0
     positions: int = 0
 
     @classmethod
-    def of(cls, batches: list[Batch]) -> Size:
-        """Those that are `idle` hold nothing."""
+    def of(cls, batches: list[Batch], share: bool = False) -> Size:
+        """Those that are `idle` hold nothing; of a prompt that is shared, all runs once but the last token."""
         batches = [batch for batch in batches if "idle" not in batch]
         return cls(
             sum(len(batch["advantages"]) for batch in batches),
             sum(int(loss_mask(batch).sum()) for batch in batches),
-            sum(batch["prompt_ids"].numel() + batch["completion_ids"].numel() for batch in batches),
+            sum(positions(batch, share) for batch in batches),
         )
+
+
+def positions(batch: Batch, share: bool) -> int:
+    ids, mask = batch["prompt_ids"], batch["prompt_mask"]
+    if not share:
+        return ids.numel() + batch["completion_ids"].numel()
+    different = len(same_prompts(ids[:, :-1], mask[:, :-1])[0])
+    return different * (ids.size(1) - 1) + len(ids) + batch["completion_ids"].numel()
 
 
 class StepMetrics:

@@ -1,13 +1,14 @@
 """What is added to TRL's GRPOTrainer, and nothing else.
 
 - No work whose gradient is zero: TRL's micro-batches are made again by `grpo_math.micro_batches`.
+- A prompt runs once for the completions of a micro-batch that continue it: `grpo_math.shared_prompts`.
 - Without vLLM, generation in which finished completions leave the batch and a prompt is computed once for its group.
 - Advantages without a baseline: the rewards themselves.
 
 Where work is skipped, metrics are TRL's over the same completions, with two differences. `entropy` is a mean over the
 completions that were trained on. Means are over the tokens of an optimizer step (TRL: of a micro-batch, and then over
 micro-batches), and the smallest and largest clip ratios are those of a step. `skipped/completions` and
-`skipped/positions` are the shares of completions, and of tokens with padding, that only TRL would have trained on.
+`skipped/positions` are the shares of completions, and of tokens with padding, that only TRL would have run.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from grpo_math.decoding import Decoder, can_decode, chooser, finisher
-from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, removable_padding, repack
+from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, micro_batches, removable_padding, repack
+from grpo_math.shared_prompts import log_probs, same_prompts, why_not_shared
 from grpo_math.step_metrics import Size, StepMetrics
 
 
 class MathGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that can do without a `baseline`, and without work whose gradient is zero.
+    """GRPOTrainer that can do without a `baseline`, without work whose gradient is zero and without work done before.
 
-    `skip_note` says in words what is skipped, or why nothing is.
+    `skip_note` and `share_note` say in words what is skipped and shared, or why nothing is.
     """
 
     def __init__(self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any) -> None:
@@ -41,6 +43,11 @@ class MathGRPOTrainer(GRPOTrainer):
         reason = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
         self.skips = reason is None
         self.skip_note = f"nothing: {reason}" if reason else "completions of zero advantage; the gradient is the same"
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        launch = str(self.accelerator.distributed_type.value)
+        alone = reason or why_not_shared(base, self.args.gradient_checkpointing, launch)
+        self.shares, self._backbone = alone is None, base.base_model
+        self.share_note = f"nothing: {alone}" if alone else "prompts, run once for a group; the gradient is the same"
         self._removable = (*removable_padding(self.model.config), self.pad_to_multiple_of or 1)
         self._step_metrics = StepMetrics(self.importance_sampling_level == "sequence")
 
@@ -67,10 +74,10 @@ class MathGRPOTrainer(GRPOTrainer):
         window = math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         for start in range(0, len(plain), window):
             batches = plain[start : start + window]
-            new = repack(batches, self.loss_type, *self._removable)
+            new = repack(batches, self.loss_type, *self._removable, self.shares)
             new[0]["plain"] = Size.of(batches)
             self._buffered_inputs += new
-        self._log_skipped(Size.of(plain), Size.of(self._buffered_inputs))
+        self._log_skipped(Size.of(plain), Size.of(self._buffered_inputs, self.shares))
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _log_skipped(self, plain: Size, run: Size) -> None:
@@ -103,22 +110,34 @@ class MathGRPOTrainer(GRPOTrainer):
         batch_size: int | None = None,
         **more: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Where TRL asks for chunks of `batch_size`, which is without a gradient: of similar length, and cut to it."""
-        plain = super()._get_per_token_logps_and_entropies
+        """Where TRL asks for chunks of `batch_size`, which is without a gradient: the cheapest ones, cut to length."""
         if batch_size is None or not self.skips:
-            return plain(model, input_ids, attention_mask, logits_to_keep, batch_size, **more)
+            return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size, **more)
         names = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
         start = input_ids.size(1) - logits_to_keep
         sides = (input_ids[:, :start], input_ids[:, start:], attention_mask[:, :start], attention_mask[:, start:])
-        order, chunks = attention_mask.sum(1).argsort(descending=True), []
-        for rows in order.split(batch_size):
+        lengths = [side.sum(1).cpu().numpy() for side in sides[2:]]
+        numbers = same_prompts(sides[0], sides[2])[1].cpu().numpy() if self.shares else None
+        count, most = -(-len(input_ids) // batch_size), batch_size * input_ids.size(1)
+        logps = torch.zeros(sides[1].shape, device=input_ids.device)
+        for rows in micro_batches(*lengths, count, most, batch_size, numbers):
+            rows = torch.from_numpy(rows).to(input_ids.device)
             chunk = cut({name: side[rows] for name, side in zip(names, sides, strict=True)}, *self._removable)
             ids, mask = (
                 torch.cat([chunk[f"prompt_{kind}"], chunk[f"completion_{kind}"]], 1) for kind in ("ids", "mask")
             )
-            logps = plain(model, ids, mask, chunk["completion_ids"].size(1), **more)[0]
-            chunks.append(torch.nn.functional.pad(logps, (0, logits_to_keep - logps.size(1))))
-        return torch.cat(chunks)[order.argsort()], None, None
+            width = chunk["completion_ids"].size(1)
+            logps[rows, :width] = self._log_probs(model, ids, mask, width, **more)[0].to(logps.dtype)
+        return logps, None, None
+
+    def _log_probs(
+        self, model: Any, ids: Tensor, mask: Tensor, completion: int, batch_size: int | None = None, **more: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not self.shares:
+            return super()._get_per_token_logps_and_entropies(model, ids, mask, completion, batch_size, **more)
+        with self.accelerator.autocast():
+            entropy = more.get("compute_entropy", False)
+            return *log_probs(model, self._backbone, ids, mask, completion, entropy), None
 
     def _generates_by_itself(self) -> bool:
         """Whether `grpo_math.decoding` samples as this trainer's settings ask, from weights that are whole here."""

@@ -9,16 +9,19 @@ import sys
 import time
 
 import numpy as np
+import peft
 import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, build, compare, relative_error, tiny_model
 from transformers import AutoConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from grpo_math.arguments import parse_options, parse_trl_arguments, set_advantage
 from grpo_math.errors import UsageError
 from grpo_math.micro_batches import LOSS_TYPES, loss_mask, micro_batches, removable_padding, repack
+from grpo_math.shared_prompts import log_probs, why_not_shared
 from grpo_math.trainer import MathGRPOTrainer
 
 TOLERANCE = 1e-5  # relative, in float32
@@ -46,7 +49,7 @@ def check(case, result):
         assert ours.keys() - theirs.keys() <= {"skipped/completions", "skipped/positions"}
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-6)
         assert ours.get("grad_norm") == pytest.approx(theirs.get("grad_norm"), rel=1e-5)
-        for key in theirs.keys() - {"step_time", "entropy"}:
+        for key in theirs.keys() - {"step_time", "entropy", "loss"}:
             # TRL averages over micro-batches, and where there is one that is no other thing.
             if shape == "single" or not key.startswith(("clip_ratio", "cispo", "vespo")):
                 assert ours.get(key) == pytest.approx(theirs[key], rel=1e-5, abs=1e-6), key
@@ -77,7 +80,7 @@ def test_gradients_are_trls_on_two_processes(tmp_path):
         check(case, result)
 
 
-def log_probs(model, batch, row):
+def single_log_probs(model, batch, row):
     """Of each token of one completion, without padding: (T,)."""
     prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
     completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
@@ -127,8 +130,8 @@ def test_losses_of_the_course_work(formula, flags, steps, skip, tmp_path):
         model.load_state_dict(weights, strict=False)  # the output layer's are the embedding's
         model.zero_grad()
         for row, reward in enumerate(rewards.flatten()):
-            old = log_probs(first, batches[0], row).detach()
-            loss = formula(log_probs(model, batches[0], row), old, reward, rewards[row // GROUP])
+            old = single_log_probs(first, batches[0], row).detach()
+            loss = formula(single_log_probs(model, batches[0], row), old, reward, rewards[row // GROUP])
             (loss.mean() / rewards.numel()).backward()
         expected = {name: p.grad for name, p in model.named_parameters()}
         assert relative_error(gradients, expected) < 2e-5
@@ -228,38 +231,53 @@ def test_every_loss_with_all_that_a_batch_can_hold(loss_type, tmp_path):
         assert max(float(g.abs().max()) for g in gradients[0].values()) > 0
 
 
-def brute_force(prompts, completions, count, most):
-    """Positions of the best division: every way to cut every one of the two orders."""
+def positions(part, prompts, completions, shared):
+    """That a micro-batch of these rows runs, prompts that are shared once."""
+    prompts_run = len(part) if shared is None else len(set(shared[part]))
+    return prompts_run * prompts[part].max() + len(part) * completions[part].max()
+
+
+def brute_force(prompts, completions, count, most, shared):
+    """Positions of the best division: every way to cut every one of the orders."""
     best = math.inf
-    for key in (completions, prompts + completions):
-        order = np.argsort(-key, kind="stable")
+    orders = [np.argsort(-key, kind="stable") for key in (completions, prompts + completions)]
+    if shared is not None:
+        longest = [max(completions[shared == number]) for number in shared]
+        orders.append(np.array(sorted(range(len(shared)), key=lambda i: (-longest[i], shared[i], -completions[i]))))
+    for order in orders:
         for cuts in itertools.combinations_with_replacement(range(len(order) + 1), count - 1):
             parts = [part for part in np.split(order, cuts) if len(part)]
-            sizes = [len(part) * (prompts[part].max() + completions[part].max()) for part in parts]
-            best = min(best, sum(sizes)) if max(sizes) <= most else best
+            if all(len(part) * (prompts[part].max() + completions[part].max()) <= most for part in parts):
+                best = min(best, sum(positions(part, prompts, completions, shared) for part in parts))
     return best
 
 
-def test_micro_batches_are_the_best_and_none_is_too_large():
+@pytest.mark.parametrize("share", [False, True])
+def test_micro_batches_are_the_best_and_none_is_too_large(share):
     noise = np.random.default_rng(0)
     for _ in range(60):
         count, rows = noise.integers(1, 5), noise.integers(1, 4)
         prompts, completions = noise.integers(1, 40, (2, noise.integers(1, count * rows + 1)))
+        shared = noise.integers(0, 3, len(prompts)) if share else None
+        if share:
+            shared = np.unique(shared, return_inverse=True)[1]
+            prompts = noise.integers(1, 40, 3)[shared]
         most = rows * (prompts.max() + completions.max())
-        parts = micro_batches(prompts, completions, count, most, rows)
+        parts = micro_batches(prompts, completions, count, most, rows, shared)
         assert sorted(np.concatenate(parts)) == list(range(len(prompts))) and len(parts) <= count
-        sizes = [len(part) * (prompts[part].max() + completions[part].max()) for part in parts]
-        assert max(sizes) <= most
-        assert sum(sizes) == brute_force(prompts, completions, count, most)
+        assert max(len(part) * (prompts[part].max() + completions[part].max()) for part in parts) <= most
+        run = sum(positions(part, prompts, completions, shared) for part in parts)
+        assert run == brute_force(prompts, completions, count, most, shared)
     assert micro_batches(np.array([]), np.array([]), 4, 100, 2) == []
 
 
 def test_many_completions_are_divided_in_no_time():
     noise = np.random.default_rng(0)
-    for count, rows in [(1, 4096), (64, 64), (1024, 1), (512, 7)]:
+    for count, rows, shared in itertools.product([1, 64, 512, 1024], [1, 7, 64], [False, True]):
         lengths = noise.integers(1, 1000, (2, count * rows))
+        groups = np.arange(count * rows) // 8 if shared else None
         started = time.perf_counter()
-        parts = micro_batches(*lengths, count, rows * int(lengths.max(1).sum()), rows)
+        parts = micro_batches(*lengths, count, rows * int(lengths.max(1).sum()), rows, groups)
         assert time.perf_counter() - started < 3
         assert sorted(np.concatenate(parts)) == list(range(count * rows)) and len(parts) <= count
 
@@ -278,6 +296,61 @@ def test_many_completions_are_divided_in_no_time():
 )  # fmt: skip
 def test_padding_that_a_model_would_miss_stays(kind, more, expected):
     assert removable_padding(AutoConfig.for_model(kind, **more)) == expected
+
+
+def adapted(model, dropout):
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout, task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 1, 9), (1, 1, 1), (7, 7, 3)])
+def test_shared_prompts_give_each_completion_its_log_probabilities(sizes, adapter):
+    """Beside the plain model, one completion at a time: values, entropies and gradients."""
+    model = tiny_model()
+    add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
+    base, model = model, adapted(model, 0.0) if adapter else model
+    noise = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(20, 500, (size,), generator=noise) for size in sizes]
+    texts = [(prompts[row % 3], torch.randint(20, 500, (1 + row,), generator=noise)) for row in range(7)]
+    ids, mask = torch.zeros(7, max(sizes) + 7, dtype=torch.long), torch.zeros(7, max(sizes) + 7, dtype=torch.long)
+    for row, (prompt, completion) in enumerate(texts):
+        place = slice(max(sizes) - len(prompt), max(sizes) + len(completion))
+        ids[row, place], mask[row, place] = torch.cat([prompt, completion]), 1
+    found, entropies = log_probs(model, base.base_model, ids, mask, 7, compute_entropy=True)
+    weights = torch.randn(7, 7, generator=noise)
+    (found * weights).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    for row, (prompt, completion) in enumerate(texts):
+        logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        every = torch.log_softmax(logits, -1)
+        expected = every[torch.arange(len(completion)), completion]
+        assert torch.allclose(found[row, : len(completion)], expected, atol=1e-5)
+        assert torch.allclose(entropies[row, : len(completion)], -(every.exp() * every).sum(-1), atol=1e-5)
+        (expected * weights[row, : len(completion)]).sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert relative_error(gradients, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpointing", "launch", "reason"),
+    [
+        (lambda: tiny_model(), False, "NO", None),
+        (lambda: tiny_model(), False, "MULTI_GPU", None),
+        (lambda: adapted(tiny_model(), 0.0).get_base_model(), False, "NO", None),
+        (lambda: tiny_model(), True, "NO", "--gradient_checkpointing true"),
+        (lambda: tiny_model(), False, "FSDP", "sharded"),
+        (lambda: tiny_model(), False, "DEEPSPEED", "sharded"),
+        (lambda: tiny_model("gpt2"), False, "NO", "dropout"),
+        (lambda: adapted(tiny_model(), 0.05).get_base_model(), False, "NO", "dropout"),
+        (lambda: tiny_model("gemma3_text"), False, "NO", "more of a prompt"),
+        (lambda: tiny_model("mamba"), False, "NO", "more of a prompt"),
+    ],
+)
+def test_prompts_are_shared_where_that_is_exact(model, checkpointing, launch, reason):
+    why = why_not_shared(model(), checkpointing, launch)
+    assert why is None if reason is None else reason in why
 
 
 def test_the_script_trains_without_a_baseline_and_says_what_it_skips(tmp_path):
