@@ -5,7 +5,7 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-long test-vllm test-cluster test-browser test-notebook bench lint
+.PHONY: quickstart test test-long test-vllm test-cluster test-browser test-notebook bench lint coverage
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
@@ -13,9 +13,10 @@ quickstart: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --durations 5
 
-# Every task in every style, the documentation's examples, gradients over two processes: a minute more.
+# Every task in every style, the documentation's commands, gradients over two processes, full disks: minutes more.
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 -m slow tests/test_end_to_end.py tests/test_extending.py tests/test_trainer.py
+	$(BIN)/python -m pytest -n 2 -m slow tests/test_end_to_end.py tests/test_extending.py tests/test_trainer.py \
+		tests/test_breakage.py tests/test_documentation.py
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest -m slow --durations 5 tests/test_vllm.py tests/test_vllm_server.py
@@ -41,6 +42,11 @@ bench: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Which lines no test reaches; scripts that the tests start are counted, too.
+coverage: .venv/ready
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # torch first and by itself: where pip has a build of it at hand, the next line then keeps that build.
 .venv/ready: pyproject.toml constraints.txt

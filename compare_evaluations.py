@@ -190,7 +190,8 @@ def main() -> None:
     arguments = parse_arguments()
     evaluations = load_evaluations(arguments.evaluations)
     comparisons = [compare(evaluations[0], other, arguments.allow_mismatch) for other in evaluations[1:]]
-    warnings = [warning for each in (*evaluations, *comparisons) for warning in each.warnings]
+    sources: list[Evaluation | Comparison] = [*evaluations, *comparisons]
+    warnings = [warning for source in sources for warning in source.warnings]
     if len(comparisons) > 1:
         warnings.append(f"{len(comparisons)} comparisons: each is tested at 5%, so one may look significant by chance")
     if arguments.json:

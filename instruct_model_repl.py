@@ -103,7 +103,7 @@ def line_reader() -> Callable[[], str]:
     except OSError:
         pass  # a home that cannot be written to is no reason not to talk
     commands = WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
-    prompt = PromptSession(history=history, completer=commands, complete_while_typing=False)
+    prompt: PromptSession[str] = PromptSession(history=history, completer=commands, complete_while_typing=False)
     return lambda: prompt.prompt(">>> ")
 
 

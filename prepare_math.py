@@ -2,7 +2,7 @@
 
     python prepare_math.py                                                   # 12,000 and 500, from the Hub
     python prepare_math.py --levels 1 2 3 --subjects algebra "number theory" --output_dir data/math_easy
-    python prepare_math.py --source path/to/folder --splits test             # test.jsonl alone
+    python prepare_math.py --source path/to/folder --splits test             # the test split alone: eval.jsonl
 
 A raw row has `problem` and `solution`; `answer`, `level` and `subject` (or `type`) where the source gives them. Without
 `answer` it is what stands in the solution's last \\boxed{}. Rows are `{"question", "answer", "solution", "level",

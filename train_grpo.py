@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from grpo_math.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
@@ -27,14 +29,14 @@ from grpo_math.arguments import (
     trl_parser,
 )
 from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
-from grpo_math.generation import Loading, load_config, load_tokenizer
+from grpo_math.generation import Loading, load_config, load_tokenizer, model_error
 from grpo_math.launch import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
-from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model
+from grpo_math.runs import FINAL, ModelSource, begin_run, mark_complete, open_run, resolve_model
 from grpo_math.tasks import choose_style
 from grpo_math.tracking import choose_trackers, identify_run
-from grpo_math.training_data import load_training_data
+from grpo_math.training_data import TrainingData, load_training_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -75,6 +77,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        "use_safetensors": True,
         **(args.model_init_kwargs or {}),
     }
     run_dir = Path(args.output_dir)
@@ -108,6 +111,15 @@ def save_final(trainer: StopsAtStrings, record: dict[str, Any]) -> Path:
         shutil.rmtree(final, ignore_errors=True)  # of a shorter run that was continued
         partial.rename(final)
     return final
+
+
+def build_inputs(data: TrainingData, style: PromptStyle, tokenizer: Any) -> tuple[Any, list[list[int]], int]:
+    """The training set, the held-out prompts as token ids, and the length of the longest prompt of both."""
+    prompts = build_prompts(style, [row["question"] for row in data.rows], tokenizer)
+    asked = build_prompts(style, [row["question"] for row in data.held_out], tokenizer)
+    held_out = prompt_token_ids(tokenizer, asked) if asked else []
+    longest = max(len(ids) for ids in [*prompt_token_ids(tokenizer, prompts), *held_out])
+    return build_dataset(data.rows, prompts), held_out, longest
 
 
 @dataclass
@@ -166,11 +178,7 @@ def prepare(options: Options) -> Plan:
     model_config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
     chat = asks_in_chat(style, tokenizer)
-    prompts = build_prompts(style, [row["question"] for row in rows], tokenizer)
-    dataset = build_dataset(rows, prompts)
-    asked = build_prompts(style, [row["question"] for row in data.held_out], tokenizer)
-    held_out = prompt_token_ids(tokenizer, asked) if asked else []
-    longest = max(len(ids) for ids in [*prompt_token_ids(tokenizer, prompts), *held_out])
+    dataset, held_out, longest = build_inputs(data, style, tokenizer)
     check_context(longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None))
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
@@ -187,22 +195,8 @@ def prepare(options: Options) -> Plan:
     }
     ours = {"baseline": options.advantage != "no_baseline", "skip_zero_advantage": options.skip_zero_advantage}
     lines = [f"run          {args.output_dir}", *data.lines, *batches.lines(len(rows), args.num_generations), *notes]
-    return Plan(
-        source,
-        args,
-        model_args,
-        model_config,
-        tokenizer,
-        dataset,
-        rewards,
-        own,
-        ours,
-        longest,
-        lines,
-        data.held_out,
-        held_out,
-        style,
-    )
+    about_model = (source, args, model_args, model_config, tokenizer)
+    return Plan(*about_model, dataset, rewards, own, ours, longest, lines, data.held_out, held_out, style)
 
 
 def dry_run(plan: Plan) -> None:
@@ -242,13 +236,17 @@ def train(plan: Plan, options: Options) -> None:
         return
     for line in plan.lines:
         say(line)
-    identify_run(plan.args)
     generates_elsewhere = vllm_mode(plan.args) == "server"
     if generates_elsewhere:
         wait_for_server(server_url(plan.args), plan.args.vllm_server_timeout, say)
     stop = StopSignal(steps_between_generations(plan.args))
     diagnosis = Diagnosis(options.give_up_after, say)
-    trainer = build_trainer(plan, record, [stop, diagnosis])
+    try:
+        trainer = build_trainer(plan, record, [stop, diagnosis])
+    except (OSError, ImportError, RuntimeError, ValueError, SafetensorError) as error:
+        raise model_error(plan.source.path, error) from error
+    begin_run(Path(plan.args.output_dir), record)
+    identify_run(plan.args)
     if plan.held_out:
         every = int(plan.args.eval_steps)
         trainer.add_callback(HeldOut(trainer, plan.held_out, plan.held_out_prompts, plan.style, every, say))

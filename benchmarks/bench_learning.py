@@ -32,17 +32,9 @@ KINDS = {
 }
 
 
-def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> dict[str, Any]:
-    """Train until the goal or the limit (seconds): seconds and steps that it took, and where they went."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOTrainer
-
+def build_args(kind: str, seed: int) -> tuple[Any, list[str]]:
+    """TRL's arguments of a run, and the names of its rewards."""
     from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
-    from grpo_math.arithmetic import sum_problems
-    from grpo_math.prompts import build_prompt, get_style
-    from grpo_math.rewards import build_rewards
-    from grpo_math.trainer import MathGRPOTrainer
 
     options = parse_options(["--config", str(ROOT / "recipes/starter_arithmetic.yaml")], "")
     if kind == "defaults":  # all but what the task asks for, and the size of a step
@@ -58,6 +50,21 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
     arguments.log_completions = False
     args, _ = build_configs(arguments)
     args.disable_tqdm = True
+    return args, options.reward_funcs
+
+
+def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> dict[str, Any]:
+    """Train until the goal or the limit (seconds): seconds and steps that it took, and where they went."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOTrainer
+
+    from grpo_math.arithmetic import sum_problems
+    from grpo_math.prompts import build_prompt, get_style
+    from grpo_math.rewards import build_rewards
+    from grpo_math.trainer import MathGRPOTrainer
+
+    args, reward_names = build_args(kind, seed)
     style = get_style("answer_tag")
     rows = [
         {"prompt": build_prompt(style, each.question, chat=True), "question": each.question, "answer": str(each.answer)}
@@ -88,7 +95,7 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
     measured = type("Measured", (MathGRPOTrainer if kind == "ours" else GRPOTrainer,), {"_generate_single_turn": timed})
     trainer = measured(
         str(ROOT / "starter_model"),
-        build_rewards(options.reward_funcs, style),
+        build_rewards(reward_names, style),
         args,
         Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(ROOT / "starter_model"),

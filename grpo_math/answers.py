@@ -254,7 +254,8 @@ def _last_number(text: str) -> Extraction:
             names = not match["currency"] and _LABEL.search(before[-16:])
             if names or re.match(r"[.)]\s+\S" if starts_line else r"(?:st|nd|rd|th)\b", after):
                 continue
-            whole = match[0] + _ATTACHED.match(after)[0]
+            attached = found[0] if (found := _ATTACHED.match(after)) else ""
+            whole = match[0] + attached
             is_part = match["minus"] and before.rstrip(" \t")[-1:].isdigit()
             is_part = is_part or _OPERAND.search(before[-16:]) or _GOES_ON.match(after)
             return Extraction(whole.strip(), None if is_part else parse_number(whole), "last_number")

@@ -16,7 +16,7 @@ import yaml
 
 from grpo_math.errors import UsageError
 from grpo_math.prompts import STYLES
-from grpo_math.training_data import add_data_flags
+from grpo_math.training_data import DataOptions, add_data_flags
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -66,14 +66,12 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
 """
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(DataOptions):
     """The project's own arguments, and TRL's as they were given: `recipe` from YAML, `rest` from the command line."""
 
     model: str | None
     config: str | None
-    train_data: str
-    task: str | None
     prompt: str | None
     reward_funcs: list[str]
     resume: bool
@@ -84,11 +82,6 @@ class Options:
     rest: list[str]
     advantage: str | None = None
     skip_zero_advantage: bool = True
-    eval_size: int = 0
-    eval_data: str | None = None
-    difficulty: str | None = None
-    min_pass: float | None = None
-    max_pass: float | None = None
 
     def gives(self, name: str) -> bool:
         """Whether the recipe or the command line sets TRL's argument `name`."""
@@ -209,7 +202,8 @@ def trl_parser() -> Any:
     class Parser(_Parser, TrlParser):
         pass
 
-    parser = Parser((GRPOConfig, ModelConfig), allow_abbrev=False)
+    make: Any = Parser  # argparse's signature hides TRL's
+    parser = make((GRPOConfig, ModelConfig), allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
     next(action for action in parser._actions if action.dest == "report_to").nargs = "+"  # a list, read as one name
     return parser

@@ -30,7 +30,7 @@ def load_questions(path: str) -> list[Row]:
         return load_rows(path)
     for line, row in raw:
         if not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise UsageError(f"{path}:{line}: 'question' must be a text that is not empty")
+            raise UsageError(f"{path}, line {line}: 'question' must be a text that is not empty")
     return [row for _, row in raw]
 
 

@@ -24,11 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from grpo_math.errors import UsageError
 from grpo_math.generation import (
-    Backend,
     Completion,
     Loading,
     Sampling,
@@ -96,7 +95,7 @@ class LocalModel:
         self.context = getattr(load_config(source, loading), "max_position_embeddings", None)
         self.tokenizer = load_tokenizer(source, loading)
         self.system_role = self.tokenizer.chat_template is not None and takes_system_role(self.tokenizer)
-        backend: type[Backend] = TransformersBackend
+        backend: type[TransformersBackend] | type[VllmBackend] = TransformersBackend
         if spec.backend == "vllm":
             backend = VllmBackend
             self.context = min(self.context or spec.context, spec.context)
@@ -140,7 +139,8 @@ class ServedModel:
             return list(pool.map(lambda turns: self._complete(request, turns, lambda _: True), request.conversations))
 
     def _complete(self, request: Request, turns: Conversation, watch: Watch) -> Completion:
-        return self.server.stream(build_conversation(request.style, turns, chat=True), request.sampling, watch)
+        messages = build_conversation(request.style, turns, chat=True)
+        return self.server.stream(cast(Conversation, messages), request.sampling, watch)
 
 
 def work(connection: Connection, spec: ModelSpec, log: str) -> None:

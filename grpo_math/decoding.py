@@ -118,11 +118,13 @@ def finisher(ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: 
 
 def stopping_criteria(stopped: Finished | None, start: int) -> StoppingCriteriaList:
     """For transformers' `generate`: each row ends where `stopped` says so of its tokens from `start` on."""
+    if not stopped:
+        return StoppingCriteriaList()
 
     def stop(ids: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.tensor([stopped(row[start:].tolist()) for row in ids], device=ids.device)
 
-    return StoppingCriteriaList([stop] if stopped else [])
+    return StoppingCriteriaList([stop])
 
 
 @dataclass
@@ -157,9 +159,10 @@ class Decoder:
         """The completion of each prompt, as token ids up to the one that finished it; `in_flight` at a time."""
         self.completions: list[list[int]] = [[] for _ in prompts]
         self.done: set[int] = set()
-        waiting, batch = list(range(len(prompts))), None
+        waiting: list[int] = list(range(len(prompts)))
+        batch: Batch | None = None
         while True:
-            alive = [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
+            alive: list[int] = [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
             if batch and (len(batch.rows) - len(alive)) * STALE < len(batch.rows):
                 self._step(batch)
                 continue
@@ -168,7 +171,8 @@ class Decoder:
             if not alive and not started:
                 return self.completions
             if not (batch and started and replace(batch, alive, started)):
-                batch = merge([(batch, alive)] * bool(alive) + [(started, list(range(len(chosen))))] * bool(started))
+                parts = [(batch, alive), (started, list(range(len(chosen))))]
+                batch = merge([(part, rows) for part, rows in parts if part and rows])
 
     def _start(self, rows: list[int], prompts: list[list[int]]) -> Batch:
         """Run prompts, equal ones once, and choose the first tokens."""

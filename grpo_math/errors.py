@@ -4,14 +4,21 @@ if __name__ == "__main__":
     run(main)
 """
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
 JOB_STATUS = "GRPO_JOB_STATUS"
+
+
+# The disk's and the system's ways of refusing to write; libraries that write themselves only leave words.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system", "inline_container.cc")
 
 
 class UsageError(Exception):
@@ -37,8 +44,9 @@ def tell_job(status: str) -> bool:
 def run(main: Callable[[], None]) -> None:
     """Call main() and turn what a user can put right into one line on stderr instead of a traceback.
 
-    Exit status: 2 after a UsageError, 130 after Ctrl-C, 141 when the reader of stdout left (`... | head`), as a shell
-    reports it. Anything else is a bug of ours and keeps its traceback. A SystemExit from main() passes through.
+    Exit status: 2 after a UsageError or when the disk refuses, 130 after Ctrl-C, 141 when the reader of stdout left
+    (`... | head`), as a shell reports it. Anything else is a bug of ours and keeps its traceback. A SystemExit from
+    main() passes through.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
@@ -49,9 +57,7 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()  # Inside the try: a closed pipe often shows only here.
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        tell_job(f"error: {error}")
-        raise SystemExit(2) from None
+        fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -59,3 +65,18 @@ def run(main: Callable[[], None]) -> None:
         # Python flushes stdout once more at exit; without this it would complain there about the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except Exception as error:
+        refused = error.errno in REFUSALS if isinstance(error, OSError) else any(it in str(error) for it in REFUSED)
+        if not refused:
+            raise
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        fail(
+            f"{place}{first_line(error)}: what was written before is whole; make room or choose another folder, and "
+            "run the same command again"
+        )
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    tell_job(f"error: {message}")
+    raise SystemExit(2) from None

@@ -117,9 +117,11 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     file = ResultsFile(path, settings, {"versions": versions(backend_class.packages)})
     if file.results is None:
         backend = backend_class(source, loading, tokenizer, longest, args)
+        file.begin()
         run_batches(backend, rows, prompts, style, sampling, batch_size, file)
     else:
         print(f"{path}: finished already")
+    assert file.results is not None  # an evaluation ends with them
     print("\n".join([f"{source.name} on {args.data}, prompt style {style.name}", *result_lines(file.results)]))
     print(f"rows in {path}, examples in {analysis_path(path)}")
 

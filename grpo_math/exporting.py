@@ -15,7 +15,7 @@ from typing import Any
 from grpo_math.errors import UsageError
 from grpo_math.evaluation import model_fingerprint
 from grpo_math.files import write_text_atomic
-from grpo_math.generation import Loading, end_tokens, load_tokenizer, model_error
+from grpo_math.generation import Loading, end_tokens, load_tokenizer, load_weights
 from grpo_math.model_card import model_card
 from grpo_math.runs import FREE, ModelSource, adapter_base, resolve_model, write_record
 
@@ -72,26 +72,11 @@ def _matters(argument: str) -> bool:
 
 
 def write_model(source: ModelSource, loading: Loading, folder: Path) -> None:
-    """Weights in safetensors and in the precision they have, tokenizer, and generation settings: greedy, as evaluated.
-
-    An adapter is added to its base model in float32, and the sum then rounded to the base model's precision.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    """Weights in the precision that they have, tokenizer, and generation settings: greedy, as evaluated."""
+    from transformers import GenerationConfig
 
     tokenizer = load_tokenizer(source, loading)
-    base = adapter_base(source.path)
-    options = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base or source.path, dtype="auto", **options)
-        if base:
-            from peft import PeftModel
-
-            precision = model.dtype
-            adapted = PeftModel.from_pretrained(model.to(torch.float32), source.path)
-            model = adapted.merge_and_unload().to(precision)
-    except Exception as error:  # broken weights and missing files fail in many ways; all end here
-        raise model_error(source.path, error) from error
+    model = load_weights(source, loading, "auto")
     model.generation_config = GenerationConfig(
         do_sample=False,
         eos_token_id=end_tokens(model.generation_config, tokenizer),

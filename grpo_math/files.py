@@ -1,5 +1,7 @@
 """Reading and writing the project's small files so that neither a crash nor a bad row goes unnoticed."""
 
+import errno
+import fcntl
 import json
 import os
 import tempfile
@@ -49,6 +51,29 @@ def append_jsonl(path: Path, rows: list[dict]) -> None:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+_held: set[tuple[int, ...]] = set()  # inodes and devices
+
+
+def hold(path: Path) -> None:
+    """Make this process the only one that works on a file or folder, until it ends.
+
+    Raises UsageError if another process does. On a file system without locks nothing is held.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    identity = os.fstat(descriptor)[1:3]
+    if identity in _held:
+        os.close(descriptor)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(descriptor)
+            raise UsageError(f"{path}: another process is at work on it; wait for its end, or choose another") from None
+    _held.add(identity)
+    os.register_at_fork(after_in_child=lambda: os.close(descriptor))  # a child that outlives this one holds nothing
 
 
 def _mode_for(target: Path) -> int:

@@ -7,6 +7,7 @@ Every sampling parameter is set here, for both backends alike, and nothing is ta
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ def load_config(source: ModelSource, loading: Loading) -> Any:
 
     quiet_unless_terminal()
     path = adapter_base(source.path) or source.path
+    if loading.trust_remote_code and not Path(path).is_dir() and not re.fullmatch("[0-9a-f]{40}", loading.revision):
+        raise UsageError(
+            f"--trust_remote_code: would run whatever {path} holds by then; name the commit that you have read "
+            "(--revision, in training --model_revision, and its 40 digits), or a downloaded folder"
+        )
     try:
         return AutoConfig.from_pretrained(path, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
     except Exception as error:  # the Hub, the network and broken files fail in many ways; all end here
@@ -114,15 +120,55 @@ def load_tokenizer(source: ModelSource, loading: Loading) -> Any:
         )
     except Exception as error:  # as above
         raise model_error(path, error) from error
+    asked = [{"role": "user", "content": "What is 1 plus 1?"}]
+    try:
+        if tokenizer.chat_template is not None:
+            tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template raises what it likes
+        raise UsageError(f"{path}: its chat template does not work ({first_line(error)}); mend or remove it") from error
+    if not tokenizer(asked[0]["content"])["input_ids"]:
+        raise UsageError(
+            f"{path}: holds no tokenizer that makes tokens of text; copy its files (tokenizer.json ...) there"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def load_weights(source: ModelSource, loading: Loading, dtype: Any) -> Any:
+    """The model with its weights, from safetensors alone; an adapter is merged in float32, and the sum then rounded.
+
+    Args:
+        dtype: a torch dtype, or "auto" for the one that the weights have.
+
+    Raises:
+        UsageError: they are not there, or cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    base = adapter_base(source.path)
+    options = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code, "use_safetensors": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base or source.path, dtype=dtype, **options)
+        if base:
+            from peft import PeftModel
+
+            precision = model.dtype
+            model = PeftModel.from_pretrained(model.float(), source.path).merge_and_unload().to(precision)
+    except Exception as error:  # as above
+        raise model_error(source.path, error) from error
+    return model
+
+
 def model_error(path: str, error: Exception) -> UsageError:
     """One line about a model that cannot be loaded, and the way out."""
+    if "trust_remote_code" in str(error):
+        return UsageError(f"{path}: comes with code of its own; read it, and then give --trust_remote_code")
+    reason = first_line(error)
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights have other shapes than its config.json says"
     return UsageError(
-        f"{path}: this model cannot be loaded ({first_line(error)}); check the name, or download it where there is "
+        f"{path}: this model cannot be loaded ({reason}); check the name, or download it where there is "
         "internet and give its folder"
     )
 

@@ -115,8 +115,9 @@ def memory_lines(parts: dict[str, int], args: GRPOConfig) -> list[str]:
         lines.append(f"             and {args.vllm_gpu_memory_utilization:.0%} of the GPU for vLLM")
     lines.append(f"             = {gib(total)} GiB for each process, {f'of {gib(gpu)} GiB' if gpu else 'no GPU here'}")
     if gpu and total > gpu:
+        largest = max(parts, key=lambda part: parts[part])
         raise UsageError(
-            f"{gib(total)} GiB are needed and the GPU has {gib(gpu)}, most of it for {max(parts, key=parts.get)}: "
+            f"{gib(total)} GiB are needed and the GPU has {gib(gpu)}, most of it for {largest}: "
             "see docs/hyperparameters.md on less memory (--use_peft true, a smaller --per_device_train_batch_size, "
             "--optim adamw_8bit, ACCELERATE_CONFIG=zero3, a lower --vllm_gpu_memory_utilization)"
         )

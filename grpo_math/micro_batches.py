@@ -67,11 +67,11 @@ def repack(
              for key, value in batches[0].items()}  # fmt: skip
     mask = loss_mask(every)
     kept = ((every["advantages"] != 0) & mask.any(1)).nonzero().squeeze(1)
-    lengths = [every[key].sum(1)[kept].cpu().numpy() for key in ("prompt_mask", "completion_mask")]
+    prompts, completions = (every[key].sum(1)[kept].cpu().numpy() for key in ("prompt_mask", "completion_mask"))
     numbers = same_prompts(every["prompt_ids"][kept], every["prompt_mask"][kept])[1].cpu().numpy() if share else None
     most = len(batches[0]["advantages"]) * (every["prompt_mask"].size(1) + mask.size(1))
     new = []
-    for chosen in micro_batches(*lengths, len(batches), most, len(batches[0]["advantages"]), numbers):
+    for chosen in micro_batches(prompts, completions, len(batches), most, len(batches[0]["advantages"]), numbers):
         rows = kept[torch.from_numpy(chosen).to(kept.device)]
         batch = {key: value[rows] if value.dim() else value for key, value in every.items()}
         batch = cut(batch, cut_prompts, cut_completions, multiple)
@@ -165,7 +165,8 @@ def _cheapest_cuts(
 
 def _different(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """How many different values lie in blocks i to j, for blocks that begin at `starts`: (blocks, blocks)."""
-    last, before = {}, np.full(len(values), -1)
+    last: dict[int, int] = {}
+    before = np.full(len(values), -1)
     for place, value in enumerate(values.tolist()):
         before[place] = last.get(value, -1)
         last[value] = place

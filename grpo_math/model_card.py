@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import Any, cast
 
 from grpo_math.prompts import STYLES, build_prompt
 from grpo_math.reporting import percent
@@ -119,7 +119,8 @@ def _summary(record: dict[str, Any] | None, base: str | None, merged: bool) -> s
 def _asking(record: dict[str, Any]) -> str:
     style = STYLES[record["prompt"]]
     if record["chat"]:
-        turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in build_prompt(style, "...", chat=True))
+        messages = cast(list[dict[str, str]], build_prompt(style, "...", chat=True))
+        turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
         how = f"Chat messages:\n\n```\n{turns}\n```"
     else:
         stops = " and ".join(repr(stop) for stop in style.stop)

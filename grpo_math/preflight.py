@@ -133,7 +133,19 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             f"between them; choose a multiple of {every}",
         ),
     ]
-    return [message for broken, message in rules if broken]
+    return [message for broken, message in [*_out_of_range(a), *rules] if broken]
+
+
+def _out_of_range(a: argparse.Namespace) -> list[tuple[Any, str]]:
+    return [
+        (not a.learning_rate >= 0, f"--learning_rate {a.learning_rate:g}: must be a number that is not negative"),
+        (not a.temperature > 0, f"--temperature {a.temperature:g}: must be above 0, as training samples"),
+        (
+            a.max_steps <= 0 and not a.num_train_epochs > 0,
+            f"--num_train_epochs {a.num_train_epochs:g}: nothing to do; give it, or --max_steps, a number above 0",
+        ),
+        (a.max_completion_length < 1, f"--max_completion_length {a.max_completion_length}: must be at least 1"),
+    ]
 
 
 def _installed(package: str) -> bool:

@@ -2,8 +2,9 @@
 
 A style is chosen with `--prompt NAME`; a training run records it beside its checkpoints and the evaluators take it
 from there, so that training and evaluation ask in the same words. Models with a chat template get messages, models
-without one (most base models) get the same words as plain text with stop strings of their own; `r1_zero` is plain text
-for every model. Where a chat template has no system role, the system text stands at the head of the user's turn.
+without one (most base models) get the same words as plain text with stop strings of their own; `r1_zero` and `hash_raw`
+are plain text for every model. Where a chat template has no system role, the system text stands at the head of the
+user's turn.
 """
 
 from __future__ import annotations
@@ -66,6 +67,16 @@ STYLES = {
             mark="hash",
             example="48 + 24 = 72\n#### 72",
             pattern=r".*\n#### [^\n#]+\n?",
+        ),
+        PromptStyle(
+            name="hash_raw",
+            # For comparison with results measured without a chat template, such as those that the README quotes.
+            system="Think step by step. If the answer is 8, your last line should be #### 8",
+            mark="hash",
+            example="48 + 24 = 72\n#### 72",
+            pattern=r".*\n#### [^\n#]+\n?",
+            chat=False,
+            text="{question}\n{system}\n",
         ),
         PromptStyle(
             name="answer_tag",

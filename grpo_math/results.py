@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_math.answers import canonical_number
 from grpo_math.errors import UsageError
-from grpo_math.files import append_jsonl, read_jsonl, write_text_atomic
+from grpo_math.files import append_jsonl, hold, read_jsonl, write_text_atomic
 from grpo_math.polynomials import canonical_polynomial
 from grpo_math.statistics import majority_vote, mean_interval, pass_at_k, scorecard
 
@@ -20,7 +20,7 @@ class ResultsFile:
     """`NAME.jsonl` and `NAME.json`, which holds the settings from the start and the results once all rows are there."""
 
     def __init__(self, path: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
-        """Begin an evaluation, or find one of the same settings to go on with.
+        """Find the evaluation of these settings that may be there already.
 
         Raises:
             UsageError: the files hold an evaluation of other settings, or cannot be read or written.
@@ -33,13 +33,24 @@ class ResultsFile:
         if old is not None:
             self._refuse_other_settings(old.get("settings", {}), settings)
             self.info = old if old.get("results") else self.info
-        else:
-            self._write_info()
 
     @property
     def results(self) -> dict[str, Any] | None:
         """The results of a finished evaluation, else None."""
         return self.info["results"]
+
+    def begin(self) -> None:
+        """Write the settings and keep other processes away, once the model is loaded.
+
+        Raises:
+            UsageError: another process is at this evaluation, or the files cannot be written.
+        """
+        self._write_info()
+        try:
+            self.path.touch()
+        except OSError as error:
+            raise UsageError(f"{self.path}: could not be written ({error.strerror})") from error
+        hold(self.path)
 
     def resume(self, batches: list[int]) -> int:
         """Cut the file after the last batch that is whole, given each batch's number of rows; returns how many are."""

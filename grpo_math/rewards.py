@@ -16,7 +16,7 @@ from typing import Any
 
 from grpo_math.answers import canonical_number
 from grpo_math.errors import UsageError
-from grpo_math.plugins import import_dotted
+from grpo_math.plugins import guarded_reward, import_dotted
 from grpo_math.prompts import STYLES, PromptStyle
 from grpo_math.samples import Sample, own_length, repeated_share
 from grpo_math.tasks import TASKS
@@ -156,7 +156,7 @@ def _reward(
         question: list[str] | None = None,
         completion_ids: list[list[int]] | None = None,
         **call: Any,
-    ) -> list[float]:
+    ) -> list[float | None]:
         samples = [
             Sample(completion_text(text), asked, gold, of, style, len(ids), max_tokens)
             for text, asked, gold, of, ids in zip(
@@ -226,4 +226,4 @@ def _own_reward(path: str) -> RewardFunction:
     reward = import_dotted(path, "--reward_funcs")
     if not callable(reward):
         raise UsageError(f"--reward_funcs: {path!r} is not a function")
-    return reward
+    return guarded_reward(path, reward)

@@ -14,13 +14,17 @@ import contextlib
 import importlib.metadata
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_math.errors import UsageError
-from grpo_math.files import write_text_atomic
+from safetensors import SafetensorError, safe_open
+
+from grpo_math.errors import UsageError, first_line
+from grpo_math.files import hold, write_text_atomic
+from grpo_math.launch import is_main_process
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -55,7 +59,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 def last_complete_checkpoint(run_dir: Path) -> tuple[Path | None, list[Path]]:
     """The complete checkpoint of the highest step, if any, and the incomplete ones above it, which are passed over."""
-    passed_over = []
+    passed_over: list[Path] = []
     for path in reversed(checkpoints(run_dir)):
         if is_complete(path):
             return path, passed_over
@@ -142,7 +146,17 @@ def _hub_record(model: str, revision: str) -> dict[str, Any] | None:
 def adapter_base(path: str) -> str | None:
     """The base model of a LoRA adapter's folder, or None when `path` is no such folder."""
     config = Path(path) / "adapter_config.json"
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    if not config.is_file():
+        return None
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{config}: names no base model ({type(error).__name__}: {error}); restore the file"
+        ) from error
+    if not (config.parent / "adapter_model.safetensors").is_file():
+        raise UsageError(f"{path}: holds no adapter_model.safetensors; other formats run code when loaded")
+    return base
 
 
 def _holds_model(folder: Path) -> bool:
@@ -181,14 +195,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def open_run(
     args: GRPOConfig, model_args: ModelConfig, own: dict[str, Any], insist: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Any] | None, Path | None]:
-    """Start or continue the run in `args.output_dir`: its record, and the checkpoint to continue from, if any.
+    """How to start or continue the run in `args.output_dir`: its record, and the checkpoint to go on from, if any.
 
     The record is None when the run is finished already. `insist` makes a missing checkpoint an error.
 
     Raises:
-        UsageError: the folder holds a run of other settings, or no run that could be continued.
+        UsageError: the folder holds a run of other settings, one that is under way, or none that could be continued.
     """
     folder = Path(args.output_dir)
+    if folder.is_dir() and is_main_process():
+        hold(folder)
     record, old = build_record(args, model_args, own), read_record(folder)
     if old is None and checkpoints(folder):
         raise UsageError(f"{folder}: holds checkpoints but no {RECORD}; choose another --output_dir")
@@ -206,10 +222,35 @@ def open_run(
     if is_complete(folder / FINAL) and old and _length(old) == _length(record):
         say(f"{folder / FINAL}: this run is finished; evaluate it, or choose another --output_dir")
         return None, None
+    if checkpoint is not None and (wrong := damage(checkpoint)):
+        raise UsageError(f"{checkpoint}: is damaged ({wrong}); move it away, and the same command goes on from earlier")
     if checkpoint is not None:
         say(f"continuing from {checkpoint}, after step {checkpoint_step(checkpoint)}")
-    write_record(folder, record)
     return record, checkpoint
+
+
+def begin_run(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record, once the model is loaded and training can begin."""
+    if is_main_process():
+        write_record(folder, record)
+        hold(folder)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint that a run is to continue from, found without loading them."""
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="numpy"):
+                    pass
+            elif path.suffix in (".pt", ".pth"):
+                with zipfile.ZipFile(path):  # the table of contents stands at the end
+                    pass
+        except (ValueError, OSError, SafetensorError, zipfile.BadZipFile) as error:
+            return f"{path.name}: {first_line(error)}"
+    return None
 
 
 def _length(record: dict[str, Any]) -> tuple[Any, Any]:

@@ -50,7 +50,7 @@ def load_splits(
 
 
 def _local_split(path: Path) -> list[RawRow]:
-    return [(f"{path}:{line}", row) for line, row in read_jsonl(path)]
+    return [(f"{path}, line {line}", row) for line, row in read_jsonl(path)]
 
 
 def _hub_splits(source: str, config: str | None, wanted: tuple[str, ...]) -> dict[str, list[RawRow]]:

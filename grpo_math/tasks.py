@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def number_closeness(answer: str, gold: str) -> float:
     ours, theirs = parse_number(answer), parse_number(gold)
     if ours is None or theirs is None:
         return 0.0
-    return float(max(0, 1 - abs(ours - theirs) / max(1, abs(theirs))))
+    return float(max(Fraction(0), 1 - abs(ours - theirs) / max(Fraction(1), abs(theirs))))
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def load_rows(path: str | Path, task: str | None = None) -> list[dict[str, Any]]
     rows = []
     seen: Counter[str] = Counter()
     for line, raw in read_jsonl(Path(path)):
-        row = _checked_row(raw, f"{path}:{line}", task)
+        row = _checked_row(raw, f"{path}, line {line}", task)
         digest = hashlib.sha256(row["question"].encode("utf-8", "surrogatepass")).hexdigest()[:12]
         seen[digest] += 1
         row["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"

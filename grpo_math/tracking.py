@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_math.errors import UsageError
+from grpo_math.errors import UsageError, first_line
 from grpo_math.files import write_text_atomic
 from grpo_math.launch import is_main_process
 
@@ -25,7 +25,8 @@ SERVICES = ("tensorboard", "wandb", "trackio")
 def choose_trackers(args: GRPOConfig, chosen: bool, say: Callable[[str], None]) -> None:
     """Settle `args.report_to`: as `chosen`, else W&B as well when logged in there; never a login prompt.
 
-    Without a login W&B is kept offline, under the run's folder. Trackio is local unless --trackio_space_id is given.
+    Without a login, or where its server cannot be reached, W&B is kept offline, under the run's folder. Trackio is
+    local unless --trackio_space_id is given.
 
     Raises:
         UsageError: a service is not known or not installed, or an argument holds a token.
@@ -38,9 +39,23 @@ def choose_trackers(args: GRPOConfig, chosen: bool, say: Callable[[str], None]) 
             raise UsageError(f"--report_to {name}: known services are {', '.join(SERVICES)}, and none")
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"--report_to {name}: is not installed; pip install -c constraints.txt {name}")
-    if "wandb" in args.report_to and not wandb_login() and "WANDB_MODE" not in os.environ:
-        os.environ["WANDB_MODE"] = "offline"
-        say("W&B: not logged in, so the run is kept offline (wandb login, or WANDB_API_KEY)")
+    if "wandb" in args.report_to and "WANDB_MODE" not in os.environ:
+        missing = wandb_silence() if wandb_login() else "not logged in (wandb login, or WANDB_API_KEY)"
+        if missing:
+            os.environ["WANDB_MODE"] = "offline"
+            say(f"W&B: {missing}, so the run is kept offline; `wandb sync` sends it later")
+
+
+def wandb_silence() -> str | None:
+    """Why W&B's server cannot be spoken with, None where it answers; `wandb.init` would try for a minute and raise."""
+    import httpx
+
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    try:
+        httpx.head(server, timeout=10)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{server} cannot be reached ({first_line(error)})"
+    return None
 
 
 def wandb_login() -> bool:

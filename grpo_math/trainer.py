@@ -37,6 +37,8 @@ class MathGRPOTrainer(GRPOTrainer):
     `skip_note` and `share_note` say in words what is skipped and shared, or why nothing is.
     """
 
+    _buffered_inputs: list[Batch]
+
     def __init__(self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.baseline = baseline
@@ -116,11 +118,11 @@ class MathGRPOTrainer(GRPOTrainer):
         names = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
         start = input_ids.size(1) - logits_to_keep
         sides = (input_ids[:, :start], input_ids[:, start:], attention_mask[:, :start], attention_mask[:, start:])
-        lengths = [side.sum(1).cpu().numpy() for side in sides[2:]]
+        prompts, completions = (side.sum(1).cpu().numpy() for side in sides[2:])
         numbers = same_prompts(sides[0], sides[2])[1].cpu().numpy() if self.shares else None
         count, most = -(-len(input_ids) // batch_size), batch_size * input_ids.size(1)
         logps = torch.zeros(sides[1].shape, device=input_ids.device)
-        for rows in micro_batches(*lengths, count, most, batch_size, numbers):
+        for rows in micro_batches(prompts, completions, count, most, batch_size, numbers):
             rows = torch.from_numpy(rows).to(input_ids.device)
             chunk = cut({name: side[rows] for name, side in zip(names, sides, strict=True)}, *self._removable)
             ids, mask = (

@@ -10,16 +10,26 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpo_math.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
 from grpo_math.errors import UsageError
 from grpo_math.tasks import fingerprint, load_rows
 
-if TYPE_CHECKING:
-    from grpo_math.arguments import Options
-
 Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Which rows to train on and which to hold out: the flags below, and how answers are checked."""
+
+    train_data: str
+    task: str | None = None
+    eval_size: int = 0
+    eval_data: str | None = None
+    difficulty: str | None = None
+    min_pass: float | None = None
+    max_pass: float | None = None
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +73,7 @@ class TrainingData:
     lines: list[str] = field(default_factory=list)
 
 
-def load_training_data(options: Options) -> TrainingData:
+def load_training_data(options: DataOptions) -> TrainingData:
     """Read the rows that the options name.
 
     Raises:
@@ -97,7 +107,7 @@ def load_training_data(options: Options) -> TrainingData:
     return TrainingData(rows, held_out, record, lines)
 
 
-def _held_out(rows: list[Row], options: Options) -> tuple[list[Row], str]:
+def _held_out(rows: list[Row], options: DataOptions) -> tuple[list[Row], str]:
     """The held-out rows, none unless asked for, and the file that they are from."""
     if options.eval_size < 0:
         raise UsageError(f"--eval_size {options.eval_size}: must not be negative")
@@ -106,7 +116,7 @@ def _held_out(rows: list[Row], options: Options) -> tuple[list[Row], str]:
             raise UsageError("--eval_data: needs --eval_size, the number of questions to hold out")
         return [], ""
     folder = Path(options.train_data).parent
-    beside = [str(path) for name in ("eval", "test") if (path := folder / f"{name}.jsonl").is_file()]
+    beside = [str(file) for name in ("eval", "test") if (file := folder / f"{name}.jsonl").is_file()]
     path = options.eval_data or next(iter(beside), options.train_data)
     own = Path(path).resolve() == Path(options.train_data).resolve()
     candidates = rows if own else load_rows(path, options.task)

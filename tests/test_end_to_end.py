@@ -73,7 +73,7 @@ def test_every_task_in_every_style(folder):
         assert {f"rewards/{name}/mean" for name in REWARDS} <= steps[0].keys()
         settings = json.loads((folder / f"evals/{number}-after.json").read_text())["settings"]
         assert settings["prompt"] == style and set(settings["task"]) == TASKS.keys()
-        assert settings["chat"] == (model != "base" and style != "r1_zero")
+        assert settings["chat"] == (model != "base" and STYLES[style].chat)
         assert bool(settings["stop"]) == (not settings["chat"])
         prompts = [row["prompt"] for row in read_rows(folder / f"evals/{number}-after.jsonl")]
         assert all(STYLES[style].opening == "" or prompt.endswith("<think>") for prompt in prompts)

@@ -102,9 +102,17 @@ def test_prepare_gsm8k_from_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        ([{"question": "q", "answer": "no mark"}], [], "raw/train.jsonl:1: the solution does not end in '#### number'"),
-        ([GSM_ROWS[0], {"question": "q"}], [], "raw/train.jsonl:2: field 'answer' is missing"),
-        ([{"question": None, "answer": "#### 1"}], [], "raw/train.jsonl:1: field 'question' is missing or not a text"),
+        (
+            [{"question": "q", "answer": "no mark"}],
+            [],
+            "raw/train.jsonl, line 1: the solution does not end in",
+        ),
+        ([GSM_ROWS[0], {"question": "q"}], [], "raw/train.jsonl, line 2: field 'answer' is missing"),
+        (
+            [{"question": None, "answer": "#### 1"}],
+            [],
+            "raw/train.jsonl, line 1: field 'question' is missing or",
+        ),
         (GSM_ROWS, ["--eval_size", "some"], "--eval_size 'some'"),
         (GSM_ROWS, ["--source", "./nowhere"], "./nowhere: no such file or folder"),
         (GSM_ROWS, ["--source", "nobody/nothing"], "nobody/nothing: could not be loaded"),
@@ -277,9 +285,9 @@ def test_prepare_math_filters(tmp_path, arguments, kept):
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        ([{"problem": "p"}], [], "raw/train.jsonl:1: field 'solution' is missing"),
-        ([MATH_ROWS[0], {"problem": "p", "solution": "none"}], [], "raw/train.jsonl:2: no answer: neither"),
-        ([{**MATH_ROWS[0], "answer": 7}], [], "raw/train.jsonl:1: field 'answer' is missing or not a text"),
+        ([{"problem": "p"}], [], "raw/train.jsonl, line 1: field 'solution' is missing"),
+        ([MATH_ROWS[0], {"problem": "p", "solution": "none"}], [], "raw/train.jsonl, line 2: no answer: neither"),
+        ([{**MATH_ROWS[0], "answer": 7}], [], "raw/train.jsonl, line 1: field 'answer' is missing or not a text"),
         (MATH_ROWS, ["--splits", "test"], "raw/test.jsonl: no such file"),
         (MATH_ROWS, ["--subjects", "chess"], "--subjects 'chess': no such subject; there are Algebra, Counting"),
         (MATH_ROWS, ["--levels", "3"], "--levels and --subjects leave no row"),

@@ -66,8 +66,8 @@ def test_a_template_with_a_system_role_keeps_it(tokenizer):
 def test_plain_text_prompts(style):
     base = with_template(None)
     (prompt,) = build_prompts(style, ["How many {braces}?"], base)
-    assert isinstance(prompt, str) and prompt.startswith(style.system) and "How many {braces}?" in prompt
-    assert prompt.endswith(style.opening or "Answer:")
+    assert isinstance(prompt, str) and style.system in prompt and "How many {braces}?" in prompt
+    assert prompt.endswith((style.opening or "Answer:", style.system + "\n"))
     assert "{" not in prompt.replace("{braces}", "").replace("\\boxed{}", "")
     stop = stop_strings(False, style)
     assert stop and not stop_strings(True, style)
@@ -77,10 +77,17 @@ def test_plain_text_prompts(style):
         assert prompt.index(style.shot[1]) < prompt.index("{braces}")
 
 
-def test_r1_zero_is_plain_text_for_every_model(tokenizer):
-    assert not asks_in_chat(STYLES["r1_zero"], tokenizer) and asks_in_chat(STYLES["xml"], tokenizer)
-    (prompt,) = build_prompts(STYLES["r1_zero"], ["How many?"], tokenizer)
-    assert prompt.endswith("\nUser: How many?\nAssistant: <think>")
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("r1_zero", "\nUser: How many?\nAssistant: <think>"),
+        ("hash_raw", "How many?\nThink step by step. If the answer is 8, your last line should be #### 8\n"),
+    ],
+)
+def test_some_styles_are_plain_text_for_every_model(name, end, tokenizer):
+    assert not asks_in_chat(STYLES[name], tokenizer) and asks_in_chat(STYLES["xml"], tokenizer)
+    (prompt,) = build_prompts(STYLES[name], ["How many?"], tokenizer)
+    assert prompt.endswith(end)
 
 
 # A completion, and whether it answers 72 rightly in the style, fits it in substance, and fits it to the letter.

@@ -131,16 +131,16 @@ def test_every_recipe_passes_a_dry_run_on_its_architecture(folder, monkeypatch, 
 
 
 def test_the_flags_that_the_documentation_names_exist():
-    """But those of other repos: with a hyphen in the name, or in the left column of their tables."""
-    text = (ROOT / "docs/hyperparameters.md").read_text(encoding="utf-8")
-    ours, theirs = text.split("## Coming from another repo")
-    theirs = "\n".join(line.split("|")[2] for line in theirs.splitlines() if line.startswith("|"))
+    """But those of other repos, in the left column of the tables about them."""
+    ours = (ROOT / "docs/hyperparameters.md").read_text(encoding="utf-8")
+    coming = (ROOT / "docs/coming_from.md").read_text(encoding="utf-8")
+    theirs = "\n".join("|".join(line.split("|")[2:]) for line in coming.splitlines() if line.startswith("|"))
     known = {f"--{action.dest}" for action in trl_parser()._actions}
     scripts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("grpo_math/*.py"))]
     known |= {flag for script in scripts for flag in re.findall(r'"(--\w+)"', script)} | {"--min_pass", "--max_pass"}
     named = set(re.findall(r"--[a-z]\w*", ours + theirs))
     assert len(named) > 60 and named <= known, named - known
-    for path in re.findall(r"recipes/\S+\.yaml", text):
+    for path in re.findall(r"recipes/\S+?\.yaml", ours + coming):
         assert (ROOT / path).is_file(), path
     defaults = {**vars(parse_options(["m"], "")), **vars(trl_parser().parse_args([]))}
     for name, value in (("learning_rate", 1e-6), ("num_train_epochs", 3), ("num_generations", 8), ("lora_dropout", 0)):

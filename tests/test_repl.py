@@ -211,7 +211,7 @@ def test_a_file_of_questions_is_resumed(tmp_path):
     [
         (["./nowhere", "-p", "x"], "none of the models could be loaded"),
         ([STARTER, "--input", "in.jsonl"], "--input: needs --output"),
-        ([STARTER, "--input", "in.jsonl", "--output", "o.jsonl"], "in.jsonl:2: 'question' must be a text"),
+        ([STARTER, "--input", "in.jsonl", "--output", "o.jsonl"], "in.jsonl, line 2: 'question' must be a text"),
         ([STARTER, "--models", "in.jsonl"], "--models in.jsonl: not a YAML file"),
         ([STARTER, "--models", "models.yaml"], "entry 1 must be a name, or `model:`"),
         ([STARTER, "--models", "gone.yaml"], "--models gone.yaml: No such file"),

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import socket
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from conftest import STARTER, script, write_jsonl
 
 from grpo_math.arithmetic import sum_problems
 from grpo_math.errors import UsageError
-from grpo_math.tracking import choose_trackers, identify_run, wandb_login
+from grpo_math.tracking import choose_trackers, identify_run, wandb_login, wandb_silence
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdefplanted0123456789abcdef0",
@@ -122,6 +124,7 @@ def test_what_cannot_be_reported_to_is_refused(nowhere, monkeypatch, given, word
 )
 def test_wandb_when_asked_or_logged_in_and_never_a_prompt(nowhere, monkeypatch, login, chosen, given, report_to, mode):
     installed(monkeypatch, "tensorboard", "wandb")
+    monkeypatch.setattr("grpo_math.tracking.wandb_silence", lambda: None)
     if login:
         (nowhere / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
         (nowhere / ".netrc").chmod(0o600)
@@ -129,6 +132,19 @@ def test_wandb_when_asked_or_logged_in_and_never_a_prompt(nowhere, monkeypatch, 
     args = arguments(report_to=given)
     choose_trackers(args, chosen, print)
     assert args.report_to == report_to and os.environ.get("WANDB_MODE") == mode
+
+
+def test_wandb_stays_offline_where_its_server_is_silent(nowhere, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+        answer = threading.Thread(target=lambda: free.accept()[0].sendall(b"HTTP/1.1 404 No\r\n\r\n"), daemon=True)
+        answer.start()
+        assert wandb_silence() is None
+    said = []
+    choose_trackers(arguments(report_to=["wandb"]), True, said.append)
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert "cannot be reached" in said[0] and "`wandb sync` sends it later" in said[0]
 
 
 def test_a_run_keeps_its_id_and_name_and_another_gets_its_own(nowhere, monkeypatch):
