@@ -228,6 +228,7 @@ def train(plan: Plan, options: Options) -> None:
     from grpo_math.callbacks import StopSignal
     from grpo_math.diagnosis import Diagnosis
     from grpo_math.heldout import HeldOut
+    from grpo_math.memory import shortage_explained
     from grpo_math.preflight import steps_between_generations
     from grpo_math.vllm_server import ServerWatch, server_url, wait_for_server
 
@@ -254,7 +255,8 @@ def train(plan: Plan, options: Options) -> None:
     say(f"sharing      {trainer.share_note}")
     if generates_elsewhere and trainer.accelerator.is_main_process:
         ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(trainer.vllm_generation)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with shortage_explained():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if diagnosis.verdict:
         raise UsageError(diagnosis.verdict)
     if not stop.stopped:

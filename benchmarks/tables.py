@@ -6,7 +6,6 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
@@ -16,6 +15,8 @@ def machine(*packages: str) -> str:
     """Processor, cores used and versions, in a sentence."""
     import torch
 
+    from grpo_math.evaluation import versions
+
     name = "an unknown processor"
     info = Path("/proc/cpuinfo")
     for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else []:
@@ -23,10 +24,10 @@ def machine(*packages: str) -> str:
             name = line.split(":")[1].strip()
             break
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", *packages))
+    named = ", ".join(f"{name} {number}" for name, number in versions(("torch", *packages)).items() if name != "python")
     return (
         f"{name} ({platform.machine()}), {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used, {gpu}; "
-        f"Python {platform.python_version()}, {versions}."
+        f"Python {platform.python_version()}, {named}."
     )
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from grpo_math.errors import UsageError
@@ -56,24 +57,34 @@ def append_jsonl(path: Path, rows: list[dict]) -> None:
 _held: set[tuple[int, ...]] = set()  # inodes and devices
 
 
-def hold(path: Path) -> None:
+def hold(path: Path, patience: float = 0) -> None:
     """Make this process the only one that works on a file or folder, until it ends.
 
-    Raises UsageError if another process does. On a file system without locks nothing is held.
+    Raises UsageError if another process does, and still does after `patience` seconds. On a file system without locks
+    nothing is held.
     """
     descriptor = os.open(path, os.O_RDONLY)
     identity = os.fstat(descriptor)[1:3]
     if identity in _held:
         os.close(descriptor)
         return
+    until = time.monotonic() + patience
+    while not _lock(descriptor):
+        if time.monotonic() >= until:
+            os.close(descriptor)
+            raise UsageError(f"{path}: another process is at work on it; wait for its end, or choose another")
+        time.sleep(1)
+    _held.add(identity)
+    os.register_at_fork(after_in_child=lambda: os.close(descriptor))  # a child that outlives this one holds nothing
+
+
+def _lock(descriptor: int) -> bool:
+    """False where another process has the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            os.close(descriptor)
-            raise UsageError(f"{path}: another process is at work on it; wait for its end, or choose another") from None
-    _held.add(identity)
-    os.register_at_fork(after_in_child=lambda: os.close(descriptor))  # a child that outlives this one holds nothing
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 def _mode_for(target: Path) -> int:

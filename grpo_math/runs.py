@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from grpo_math.errors import UsageError, first_line
+from grpo_math.errors import JOB_STATUS, UsageError, first_line
 from grpo_math.files import hold, write_text_atomic
 from grpo_math.launch import is_main_process
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 COMPLETE = "complete"
 FINAL = "checkpoint-final"
+PATIENCE = 150  # seconds for which a node that was lost may hold a lock
 
 # Arguments that may change when a run is continued, because no optimizer step depends on them.
 FREE = re.compile(
@@ -204,12 +206,12 @@ def open_run(
     """
     folder = Path(args.output_dir)
     if folder.is_dir() and is_main_process():
-        hold(folder)
+        hold(folder, PATIENCE if JOB_STATUS in os.environ else 0)
     record, old = build_record(args, model_args, own), read_record(folder)
     if old is None and checkpoints(folder):
         raise UsageError(f"{folder}: holds checkpoints but no {RECORD}; choose another --output_dir")
     changed = differences(old, record) if old else []
-    if changed:
+    if changed and checkpoints(folder):
         raise UsageError(
             f"{folder}: holds a run of other settings ({'; '.join(changed)}): choose another --output_dir, or repeat "
             "the command that began it"

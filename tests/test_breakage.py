@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ FILES = {
     "other_task.jsonl": GOOD + row(question="Which?", task="chess"),
     "two_tasks.jsonl": row(task="arithmetic") + row(question="Which?", task="gsm8k"),
     "one.jsonl": GOOD,
+    "huge.jsonl": GOOD + row(question="How much is it? " * 100_000),
     "recipe_list.yaml": b"- a\n- b\n",
     "recipe_torn.yaml": b"a: [1,\n",
     "recipe_twice.yaml": b"learning_rate: 1\nlearning_rate: 2\n",
@@ -210,6 +212,8 @@ CASES = [
     ([*TRAIN, "--train_data", "one.jsonl"], "the training data has 1 questions"),
     ([*TRAIN, "--train_data", "two_tasks.jsonl"], "--prompt: the rows are of tasks arithmetic, gsm8k"),
     ([*TRAIN, "--train_data", "nothing"], "nothing: is a folder"),
+    ([*TRAIN, "--train_data", "huge.jsonl"], "the longest prompt has"),
+    ([*EVALUATE, "--data", "huge.jsonl"], "the longest prompt has"),
     ([*TRAIN, "--config", "recipe_list.yaml"], "--config recipe_list.yaml"),
     ([*TRAIN, "--config", "recipe_torn.yaml"], "--config recipe_torn.yaml"),
     ([*TRAIN, "--config", "train.jsonl"], "--config train.jsonl"),
@@ -438,6 +442,50 @@ def test_ctrl_c_ends_each_phase_and_the_run_goes_on(place):
         assert process.returncode == 130 and said.splitlines()[-1] == "interrupted", said
         assert "Traceback" not in said
     process, wait_for = started(long, place)
+    wait_for("continuing from run/checkpoint-")
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_evaluation_that_goes_on(place):
+    long = [*EVALUATE[:-4], "--n", 200, "--temperature", 1, "--batch_size", 200, "--name", "e"]
+    process, _ = started(long, place)
+    while not (place / "evals/e.jsonl").exists() or not (place / "evals/e.jsonl").stat().st_size:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1] == "interrupted" and "Traceback" not in said, said
+    rows = (place / "evals/e.jsonl").read_bytes().count(b"\n")
+    assert 0 < rows < 200 * len(ROWS) and rows % 200 == 0
+    done = script(long, place)
+    assert done.returncode == 0 and len(read_rows(place / "evals/e.jsonl")) == 200 * len(ROWS), done.stderr
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_a_line_with_the_way_out(place):
+    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30));"
+    code += f"sys.argv = {[str(word) for word in (ROOT / TRAIN[0], *TRAIN[1:])]!r};"
+    code += "sys.argv += ['--per_device_train_batch_size', '40000', '--num_generations', '1000'];"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "error: out of memory" in done.stderr.splitlines()[-1], done.stderr[-3000:]
+    smaller = script(TRAIN, place)  # other settings, as nothing was saved
+    assert smaller.returncode == 0, smaller.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_loader_is_named_and_the_run_goes_on(place):
+    command = [*TRAIN, "--max_steps", 400, "--dataloader_num_workers", 1]
+    process, wait_for = started(command, place)
+    wait_for("step 2/")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    loaders = [pid for pid in children if b"train_grpo.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(loaders[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2 and "DataLoader worker" in said.splitlines()[-1] and "Traceback" not in said, said
+    process, wait_for = started(command, place)
     wait_for("continuing from run/checkpoint-")
     process.kill()
     process.communicate()

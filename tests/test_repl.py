@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from dataclasses import replace
 
 import pytest
 from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
 from terminal import Terminal, children, gone
 
+from grpo_math.chat_screen import Answer, Screen
 from grpo_math.chat_session import number, reasoning
 from grpo_math.errors import UsageError
 from grpo_math.prompts import STYLES, build_conversation, build_prompt
@@ -257,6 +259,19 @@ def test_the_key_of_a_server_is_never_shown(tmp_path):
     assert done.returncode == 2 and "status 401 (bad key Bearer [key] second line)" in done.stderr
     everything = done.stdout + done.stderr + "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert "very-secret" not in everything
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal(capsys):
+    text = "\x1b]0;owned\x07\x1b[31mred\x1b[2J\x9b5A \x1bP+q\x1b\\ plain\b\r\u202e end"
+    answers = [Answer("a\x1b[1m", text), Answer("b", text)]
+    for shown in (answers[:1], answers):
+        with Screen().watching(shown):
+            pass
+    said = capsys.readouterr().out
+    assert "red" in said and "end" in said
+    assert not [
+        character for character in said if unicodedata.category(character) in ("Cc", "Cf") and character != "\n"
+    ]
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
