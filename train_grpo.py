@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from grpo_math.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
@@ -29,11 +27,11 @@ from grpo_math.arguments import (
     trl_parser,
 )
 from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
-from grpo_math.generation import Loading, load_config, load_tokenizer, model_error
+from grpo_math.generation import Loading, load_config, load_tokenizer
 from grpo_math.launch import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards import build_rewards
-from grpo_math.runs import FINAL, ModelSource, begin_run, mark_complete, open_run, resolve_model
+from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model, write_record
 from grpo_math.tasks import choose_style
 from grpo_math.tracking import choose_trackers, identify_run
 from grpo_math.training_data import TrainingData, load_training_data
@@ -227,8 +225,8 @@ def train(plan: Plan, options: Options) -> None:
     """
     from grpo_math.callbacks import StopSignal
     from grpo_math.diagnosis import Diagnosis
+    from grpo_math.failures import loading_explained, shortage_explained
     from grpo_math.heldout import HeldOut
-    from grpo_math.memory import shortage_explained
     from grpo_math.preflight import steps_between_generations
     from grpo_math.vllm_server import ServerWatch, server_url, wait_for_server
 
@@ -242,11 +240,10 @@ def train(plan: Plan, options: Options) -> None:
         wait_for_server(server_url(plan.args), plan.args.vllm_server_timeout, say)
     stop = StopSignal(steps_between_generations(plan.args))
     diagnosis = Diagnosis(options.give_up_after, say)
-    try:
+    with shortage_explained(), loading_explained(plan.source.path):
         trainer = build_trainer(plan, record, [stop, diagnosis])
-    except (OSError, ImportError, RuntimeError, ValueError, SafetensorError) as error:
-        raise model_error(plan.source.path, error) from error
-    begin_run(Path(plan.args.output_dir), record)
+    if is_main_process():
+        write_record(Path(plan.args.output_dir), record)
     identify_run(plan.args)
     if plan.held_out:
         every = int(plan.args.eval_steps)

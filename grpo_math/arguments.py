@@ -16,6 +16,7 @@ import yaml
 
 from grpo_math.errors import UsageError
 from grpo_math.prompts import STYLES
+from grpo_math.rewards import REGISTRY
 from grpo_math.training_data import DataOptions, add_data_flags
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
   --temperature T                      of sampling in training (default: 1.0)
   --loss_type NAME                     (default: dr_grpo, with --advantage group_mean and --beta 0)
   --report_to NAME ...                 tensorboard, wandb, trackio, none (default: tensorboard, and wandb if logged in)
-  --use_vllm true                      generate with vLLM on the training GPUs
+  --reward_weights W ...               one for each reward (default: 1 0.25 0.5 for the default rewards, else 1 each)
+  --use_vllm false                     generate with transformers (default: vLLM, where it is installed on a GPU)
   --use_peft true                      train a LoRA adapter (--lora_r, --lora_alpha, ...)
 """
 
@@ -134,7 +136,8 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         default=REWARDS,
-        help="known names, with settings as in accuracy:wrong=-1, or dotted paths of your own",
+        help=f"(default: {' '.join(REWARDS)}) dotted paths of your own, or, with settings as in accuracy:wrong=-1: "
+        f"{', '.join(REGISTRY)}",
     )
     parser.add_argument(
         "--advantage",

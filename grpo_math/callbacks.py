@@ -67,7 +67,7 @@ class StepPrinter(TrainerCallback):
             for key, value in logs.items()
             if key.startswith("rewards/") and key.endswith("/mean") and value is not None
         ]
-        parts.append(f"length {logs['completions/mean_length']:.0f}")
+        parts.append(f"tokens {logs['completions/mean_length']:.0f}")
         if logs["completions/clipped_ratio"]:
             parts.append(f"cut {logs['completions/clipped_ratio']:.0%}")
         parts.append(f"no variance {logs['frac_reward_zero_std']:.0%}")

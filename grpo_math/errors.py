@@ -4,6 +4,7 @@ if __name__ == "__main__":
     run(main)
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -17,12 +18,16 @@ JOB_STATUS = "GRPO_JOB_STATUS"
 
 
 # The disk's and the system's ways of refusing to write; libraries that write themselves only leave words.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
-REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system", "inline_container.cc")
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system", "unexpected pos")
 
 
 class UsageError(Exception):
     """Something that the user can put right. The message names the file, line, field or flag, and the way out."""
+
+
+class PassingError(UsageError):
+    """One that the same command, run again, may not meet: a batch job that has saved a checkpoint is queued again."""
 
 
 def first_line(error: Exception) -> str:
@@ -57,7 +62,7 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()  # Inside the try: a closed pipe often shows only here.
     except UsageError as error:
-        fail(str(error))
+        fail(str(error), passing=isinstance(error, PassingError))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -65,6 +70,8 @@ def run(main: Callable[[], None]) -> None:
         # Python flushes stdout once more at exit; without this it would complain there about the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except PermissionError as error:
+        fail(f"{error.filename}: permission denied") if error.filename else fail(str(error))
     except Exception as error:
         refused = error.errno in REFUSALS if isinstance(error, OSError) else any(it in str(error) for it in REFUSED)
         if not refused:
@@ -76,7 +83,9 @@ def run(main: Callable[[], None]) -> None:
         )
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, passing: bool = False) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    tell_job(f"error: {message}")
+    if not passing:
+        with contextlib.suppress(OSError):  # of a full disk
+            tell_job(f"error: {message}")
     raise SystemExit(2) from None

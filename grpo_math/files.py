@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,37 +55,50 @@ def append_jsonl(path: Path, rows: list[dict]) -> None:
         os.fsync(file.fileno())
 
 
-_held: set[tuple[int, ...]] = set()  # inodes and devices
+_held: dict[Path, int] = {}  # descriptors of lock files
 
 
-def hold(path: Path, patience: float = 0) -> None:
-    """Make this process the only one that works on a file or folder, until it ends.
+def hold(lock: Path, patience: float = 0) -> None:
+    """Make this process the only one that holds a lock file, which is made if need be, until it ends.
 
-    Raises UsageError if another process does, and still does after `patience` seconds. On a file system without locks
-    nothing is held.
+    Raises UsageError if it cannot be made, or if another process holds it and still does after `patience` seconds. On a
+    file system without locks that is said, and nothing is held.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    identity = os.fstat(descriptor)[1:3]
-    if identity in _held:
-        os.close(descriptor)
+    place, lock = lock.parent, lock.resolve()
+    if lock in _held and lock.exists():
         return
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # for writing: NFS asks for that
+    except OSError as error:
+        raise UsageError(f"{place}: could not be written ({error.strerror})") from error
+    _held[lock] = descriptor
     until = time.monotonic() + patience
-    while not _lock(descriptor):
+    while not _locked(descriptor):
         if time.monotonic() >= until:
-            os.close(descriptor)
-            raise UsageError(f"{path}: another process is at work on it; wait for its end, or choose another")
+            os.close(_held.pop(lock))
+            raise UsageError(f"{place}: another process is at work on it (it holds {lock.name}); wait for its end")
         time.sleep(1)
-    _held.add(identity)
-    os.register_at_fork(after_in_child=lambda: os.close(descriptor))  # a child that outlives this one holds nothing
 
 
-def _lock(descriptor: int) -> bool:
-    """False where another process has the lock."""
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        print("note: this file system has no locks: start nothing twice in one folder", file=sys.stderr)
     return True
+
+
+def _let_go() -> None:
+    """In a child of a fork, which may outlive this process, and shares its locks."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _mode_for(target: Path) -> int:

@@ -2,18 +2,15 @@
 
 Weights, gradients and AdamW's two moments are counted exactly; activations by what autograd keeps of a Llama-like layer
 (after Korthikanti et al. 2022, arXiv 2205.05198, section 4, counted anew for SwiGLU, grouped queries and SDPA); logits
-by the tiles in which TRL computes log-probabilities. All sizes are bytes for one process. And what to do when it was
-not enough.
+by the tiles in which TRL computes log-probabilities. All sizes are bytes for one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grpo_math.errors import UsageError, first_line
+from grpo_math.errors import UsageError
 from grpo_math.launch import launched_processes, strategy, vllm_mode
 
 if TYPE_CHECKING:
@@ -94,26 +91,6 @@ def logit_bytes(tokens: int, vocabulary: int, parameters: Parameters, width: int
 
     tile = min(tokens, TILE_TOKENS) * min(vocabulary, TILE_VOCABULARY)
     return tile * (width if torch.cuda.is_available() else width + 34) + 2 * parameters.output * 4
-
-
-@contextmanager
-def shortage_explained() -> Iterator[None]:
-    """What a machine lacks while it trains, in a line."""
-    try:
-        yield
-    except RuntimeError as error:
-        said = first_line(error)
-        if "out of memory" in said or "can't allocate memory" in said:
-            raise UsageError(
-                f"out of memory ({said}): first halve --per_device_train_batch_size and double "
-                "--gradient_accumulation_steps; what else helps stands in docs/hyperparameters.md, Less memory"
-            ) from error
-        if "DataLoader worker" in said:
-            raise UsageError(
-                f"{said}: the system ends processes when memory runs out; --dataloader_num_workers 0 needs none, and "
-                "the same command continues from the last checkpoint"
-            ) from error
-        raise
 
 
 def vllm_bytes(args: GRPOConfig, gpu_bytes: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import math
@@ -34,10 +33,11 @@ def import_dotted(path: str, flag: str) -> Any:
 
 def guarded_reward(path: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     """A user's reward function whose mistakes end a run in one line, and which is named while a run waits for it."""
-    if inspect.iscoroutinefunction(reward):
-        return reward  # TRL awaits it
+    function = getattr(reward, "func", reward)  # of a functools.partial
+    call_method = getattr(type(reward), "__call__", None)  # noqa: B004
+    if any(map(inspect.iscoroutinefunction, (function, call_method))) or hasattr(reward, "parameters"):
+        return reward  # TRL awaits it, or moves it to the GPU
 
-    @functools.wraps(reward)
     def guarded(completions: list, **call: Any) -> list[float | None]:
         try:
             with announced(f"--reward_funcs {path}"):
@@ -48,6 +48,7 @@ def guarded_reward(path: str, reward: Callable[..., Any]) -> Callable[..., Any]:
             raise UsageError(f"--reward_funcs {path}: {said} ({where.filename}, line {where.lineno})") from error
         return _checked(values, len(completions), f"--reward_funcs {path}")
 
+    guarded.__name__ = getattr(function, "__name__", type(reward).__name__)  # what its metrics are called
     return guarded
 
 

@@ -28,6 +28,9 @@ class ResultsFile:
         self.path, self.info_path = path, path.with_suffix(".json")
         self.info: dict[str, Any] = {"settings": settings, **about, "results": None}
         old = self._read_info()
+        if not (old and old.get("results")):
+            hold(path.with_name(f".{path.stem}.lock"))
+            old = self._read_info()  # what another process wrote meanwhile
         if old is None and path.exists():
             raise UsageError(f"{path}: exists without {self.info_path.name}; move it away or give another --name")
         if old is not None:
@@ -40,17 +43,8 @@ class ResultsFile:
         return self.info["results"]
 
     def begin(self) -> None:
-        """Write the settings and keep other processes away, once the model is loaded.
-
-        Raises:
-            UsageError: another process is at this evaluation, or the files cannot be written.
-        """
+        """Write the settings, once the model is loaded."""
         self._write_info()
-        try:
-            self.path.touch()
-        except OSError as error:
-            raise UsageError(f"{self.path}: could not be written ({error.strerror})") from error
-        hold(self.path)
 
     def resume(self, batches: list[int]) -> int:
         """Cut the file after the last batch that is whole, given each batch's number of rows; returns how many are."""

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 COMPLETE = "complete"
 FINAL = "checkpoint-final"
+IDENTITY = "tracking.json"  # the run's id and name with every service that it reports to
 PATIENCE = 150  # seconds for which a node that was lost may hold a lock
 
 # Arguments that may change when a run is continued, because no optimizer step depends on them.
@@ -205,17 +207,24 @@ def open_run(
         UsageError: the folder holds a run of other settings, one that is under way, or none that could be continued.
     """
     folder = Path(args.output_dir)
-    if folder.is_dir() and is_main_process():
-        hold(folder, PATIENCE if JOB_STATUS in os.environ else 0)
+    if is_main_process():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output_dir {folder}: could not be written ({error.strerror})") from error
+        hold(folder / ".lock", PATIENCE if JOB_STATUS in os.environ else 0)
     record, old = build_record(args, model_args, own), read_record(folder)
     if old is None and checkpoints(folder):
         raise UsageError(f"{folder}: holds checkpoints but no {RECORD}; choose another --output_dir")
     changed = differences(old, record) if old else []
-    if changed and checkpoints(folder):
+    if changed and (checkpoints(folder) or (folder / FINAL).exists()):
         raise UsageError(
             f"{folder}: holds a run of other settings ({'; '.join(changed)}): choose another --output_dir, or repeat "
             "the command that began it"
         )
+    if changed and is_main_process():  # of a run that left nothing to continue from
+        shutil.rmtree(folder / "completions", ignore_errors=True)
+        (folder / IDENTITY).unlink(missing_ok=True)
     checkpoint, passed_over = last_complete_checkpoint(folder)
     for path in passed_over:
         say(f"{path}: was cut off while it was written; passed over, not deleted")
@@ -229,13 +238,6 @@ def open_run(
     if checkpoint is not None:
         say(f"continuing from {checkpoint}, after step {checkpoint_step(checkpoint)}")
     return record, checkpoint
-
-
-def begin_run(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record, once the model is loaded and training can begin."""
-    if is_main_process():
-        write_record(folder, record)
-        hold(folder)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -44,9 +44,15 @@ def why_not_shared(model: Any, checkpointing: bool, launch: str) -> str | None:
         return f"it is not tested with --attn_implementation {config._attn_implementation}"
     if rope_kinds(config) & VARYING:
         return "this model's rotary embedding changes with the width of a batch"
-    drops = [getattr(config, "attention_dropout", 0.0)]
-    drops += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    return "dropout gives each completion its own prompt" if any(drops) else None
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "the model is spread over several devices"
+    if getattr(config, "output_router_logits", False):
+        return "the balance of experts is taken over whole prompts"
+    noise = [value for name, value in config.to_dict().items() if ("drop" in name or "jitter" in name)]
+    noise += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    if any(value for value in noise if isinstance(value, float)):
+        return "dropout gives each completion its own prompt"
+    return None
 
 
 def same_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

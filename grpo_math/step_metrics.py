@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
 def positions(batch: Batch, share: bool) -> int:
     ids, mask = batch["prompt_ids"], batch["prompt_mask"]
-    if not share:
+    if not share or ids.size(1) == 1:
         return ids.numel() + batch["completion_ids"].numel()
     different = len(same_prompts(ids[:, :-1], mask[:, :-1])[0])
     return different * (ids.size(1) - 1) + len(ids) + batch["completion_ids"].numel()

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from grpo_math.errors import UsageError, first_line
 from grpo_math.files import write_text_atomic
 from grpo_math.launch import is_main_process
+from grpo_math.runs import IDENTITY
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
-IDENTITY = "tracking.json"  # in the run's folder: the run's id and name with every service
 SERVICES = ("tensorboard", "wandb", "trackio")
 
 
@@ -50,10 +50,12 @@ def wandb_silence() -> str | None:
     """Why W&B's server cannot be spoken with, None where it answers; `wandb.init` would try for a minute and raise."""
     import httpx
 
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     try:
         httpx.head(server, timeout=10)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
+        if "CERTIFICATE" in str(error):  # it answers, and W&B may know certificates that httpx does not
+            return None
         return f"{server} cannot be reached ({first_line(error)})"
     return None
 

@@ -34,7 +34,10 @@ class DataOptions:
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--train_data", metavar="JSONL", default="data/gsm8k/train.jsonl", help="rows of question and answer"
+        "--train_data",
+        metavar="JSONL",
+        default="data/gsm8k/train.jsonl",
+        help="rows of question and answer (default: %(default)s)",
     )
     parser.add_argument(
         "--eval_size",

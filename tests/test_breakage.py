@@ -3,6 +3,7 @@
 The scripts run in this process, in a folder of their own, so that TRL is imported once for all cases.
 """
 
+import functools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import torch
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 from safetensors.torch import load_file, save_file
 
-from grpo_math.plugins import announced
+from grpo_math.plugins import announced, guarded_reward
 
 ROWS = [{"question": f"What is {n} plus 1?", "answer": str(n + 1), "task": "arithmetic"} for n in range(40)]
 TRAIN = ["train_grpo.py", STARTER, "--train_data", "train.jsonl", "--output_dir", "run", "--report_to", "none"]
@@ -154,7 +155,9 @@ def attempt(command, folder, monkeypatch, capfd):
 
 
 def listing(folder):
-    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """The files, locks apart, and when each was written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock"]
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in files}
 
 
 def with_data(script_words, flag):
@@ -420,7 +423,10 @@ def started(command, cwd, **environment):
     """A script in a process of its own, and a function that waits until it has printed something."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     words = [sys.executable, ROOT / command[0], *map(str, command[1:])]
-    process = subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore Ctrl-C, and so would what is started from there.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, cwd=cwd, env=env, text=True, preexec_fn=heed, **pipes)
 
     def wait_for(text):
         for line in process.stdout:
@@ -505,6 +511,56 @@ def test_two_at_once_in_one_folder_are_refused(place):
     third.communicate()
 
 
+class Called:
+    """Rewards that are no plain functions."""
+
+    def __call__(self, completions, **kwargs):
+        return [1.0] * len(completions)
+
+
+class Awaited:
+    async def __call__(self, completions, **kwargs):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "name", "guarded"),
+    [
+        (Called(), "Called", True),
+        (functools.partial(Called.__call__, Called()), "__call__", True),
+        (Awaited(), None, False),
+        (Awaited.__call__, None, False),
+        (torch.nn.Linear(1, 1), None, False),
+    ],
+    ids=["object", "partial", "awaited", "coroutine", "model"],
+)
+def test_rewards_of_all_kinds_keep_their_names(reward, name, guarded):
+    made = guarded_reward("my.reward", reward)
+    assert (made is not reward) == guarded
+    if guarded:
+        assert made.__name__ == name and made(completions=["a", "b"]) == [1.0, 1.0]
+
+
+def test_a_finished_run_is_not_overwritten_by_other_settings(finished, monkeypatch, capfd):
+    for step in (1, 2):
+        shutil.rmtree(finished / f"run/checkpoint-{step}")
+    before = listing(finished)
+    status, _, said = attempt([*TRAIN, "--learning_rate", "1e-3"], finished, monkeypatch, capfd)
+    assert status == 2 and "run: holds a run of other settings (learning_rate:" in said, said
+    assert listing(finished) == before
+
+
+def test_what_left_nothing_behind_is_begun_anew(finished, monkeypatch, capfd):
+    shutil.rmtree(finished / "run/checkpoint-final")
+    identity = (finished / "run/tracking.json").read_text()
+    for step in (1, 2):
+        shutil.rmtree(finished / f"run/checkpoint-{step}")
+    status, _, said = attempt([*TRAIN, "--learning_rate", "1e-3", "--max_steps", 1], finished, monkeypatch, capfd)
+    assert status == 0, said
+    assert (finished / "run/tracking.json").read_text() != identity
+    assert len(list((finished / "run/completions").iterdir())) == 1
+
+
 @pytest.mark.slow
 def test_wandb_that_cannot_be_reached_does_not_end_a_run(place):
     online = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0123456789" * 4}
@@ -547,7 +603,7 @@ def test_a_full_disk_keeps_what_was_saved(size, place, small_disk):
 @pytest.mark.parametrize("command", [EVALUATE, ["prepare_arithmetic.py", "--num_problems", 50_000]], ids=lambda c: c[0])
 def test_a_full_disk_under_the_other_scripts(command, place, small_disk):
     disk = small_disk("size=100k")
-    (disk / "filler").write_bytes(b"x" * 90_000)
+    (disk / "filler").write_bytes(b"x" * 94_000)
     command = [*command, "--output_dir", disk / "out"]
     done = script(command, place)
     assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr

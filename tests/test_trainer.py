@@ -333,6 +333,14 @@ def test_shared_prompts_give_each_completion_its_log_probabilities(sizes, adapte
     assert relative_error(gradients, expected) < TOLERANCE
 
 
+def configured(kind, hf_device_map=None, **values):
+    model = tiny_model(kind)
+    model.config.update(values)
+    if hf_device_map:
+        model.hf_device_map = hf_device_map
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "checkpointing", "launch", "reason"),
     [
@@ -346,6 +354,10 @@ def test_shared_prompts_give_each_completion_its_log_probabilities(sizes, adapte
         (lambda: adapted(tiny_model(), 0.05).get_base_model(), False, "NO", "dropout"),
         (lambda: tiny_model("gemma3_text"), False, "NO", "more of a prompt"),
         (lambda: tiny_model("mamba"), False, "NO", "more of a prompt"),
+        (lambda: tiny_model("opt"), False, "NO", "dropout"),
+        (lambda: configured("mixtral", router_jitter_noise=0.1), False, "NO", "dropout"),
+        (lambda: configured("mixtral", output_router_logits=True), False, "NO", "experts"),
+        (lambda: configured("qwen2", hf_device_map={"a": 0, "b": 1}), False, "NO", "several devices"),
     ],
 )
 def test_prompts_are_shared_where_that_is_exact(model, checkpointing, launch, reason):

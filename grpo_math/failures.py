@@ -1,0 +1,49 @@
+"""What ends a training run and is no mistake of this code: the machine's shortages, a model that cannot be loaded."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+from grpo_math.errors import PassingError, UsageError, first_line
+from grpo_math.generation import model_error
+
+LOADERS = ("from_pretrained", "create_model_from_path")
+
+
+@contextmanager
+def shortage_explained() -> Iterator[None]:
+    """What a machine lacks while it loads and trains, in a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = first_line(error)
+        if "out of memory" in said or "can't allocate memory" in said:
+            raise UsageError(
+                f"out of memory ({said}): first halve --per_device_train_batch_size and double "
+                "--gradient_accumulation_steps (a run that has checkpoints needs another --output_dir then); what else "
+                "helps stands in docs/hyperparameters.md, Less memory"
+            ) from error
+        if "DataLoader worker" in said:
+            raise PassingError(
+                f"{said}: the system ends processes when memory runs out; --dataloader_num_workers 0 needs none, and "
+                "the same command continues from the last checkpoint"
+            ) from error
+        raise
+
+
+@contextmanager
+def loading_explained(model: str) -> Iterator[None]:
+    """A model that cannot be loaded, or a combination that a library refuses, in a line. Other errors are ours."""
+    try:
+        yield
+    except (OSError, ImportError, RuntimeError, ValueError, SafetensorError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.name in LOADERS for frame in frames) and "memory" not in first_line(error):
+            raise model_error(model, error) from error
+        if isinstance(error, (ValueError, ImportError)) and "site-packages" in frames[-1].filename:
+            raise UsageError(" ".join(str(error).split())) from error
+        raise
