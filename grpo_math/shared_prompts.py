@@ -78,16 +78,18 @@ def log_probs(
         ids, mask: (B, P + T), prompts padded on the left and completions on the right.
         completion: T.
     """
-    start = ids.size(1) - completion - 1  # a prompt's last token predicts: it runs with the completion
-    cache = None
+    start, cache = ids.size(1) - completion - 1, None  # a prompt's last token predicts: it runs with the completion
     if start:
         rows, numbers = same_prompts(ids[:, :start], mask[:, :start])
+        start = start if len(rows) < len(ids) else 0
+    if start:
         cache = DynamicCache()
         backbone(input_ids=ids[rows, :start], attention_mask=mask[rows, :start], past_key_values=cache, use_cache=True)
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys.index_select(0, numbers), layer.values.index_select(0, numbers)
     labels = ids.masked_fill(mask == 0, -100)[:, start:]
+    labels[:, :-completion] = -100
     output = model(
         input_ids=ids[:, start:], attention_mask=mask, past_key_values=cache, labels=labels, fused_lm_head=True
     )
-    return output.log_probs, output.entropy if compute_entropy else None
+    return output.log_probs[:, -completion:], output.entropy[:, -completion:] if compute_entropy else None

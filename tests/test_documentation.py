@@ -50,7 +50,8 @@ HUB_MODELS = r"\b(?:Qwen|meta-llama|EleutherAI|models)/[\w.-]+\w"
 def blocks(text):
     """Groups of commands that follow on each other: the fenced blocks, then each command in a table on its own."""
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        yield [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+        lines = block.replace("\\\n", " ").splitlines()
+        yield [line for line in lines if line.strip() and not line.startswith("#")]
     for line in text.splitlines():
         if line.startswith("|"):
             yield from ([command] for command in re.findall(r"`(python [^`]+)`", line))

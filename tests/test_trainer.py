@@ -304,15 +304,16 @@ def adapted(model, dropout):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("sizes", [(5, 1, 9), (1, 1, 1), (7, 7, 3)])
-def test_shared_prompts_give_each_completion_its_log_probabilities(sizes, adapter):
+@pytest.mark.parametrize("different", [3, 7])
+@pytest.mark.parametrize("sizes", [(5, 1, 9, 4, 4, 2, 8), (1, 1, 1, 1, 1, 1, 1), (7, 7, 3, 1, 2, 3, 4)])
+def test_shared_prompts_give_each_completion_its_log_probabilities(sizes, different, adapter):
     """Beside the plain model, one completion at a time: values, entropies and gradients."""
     model = tiny_model()
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
     base, model = model, adapted(model, 0.0) if adapter else model
     noise = torch.Generator().manual_seed(3)
     prompts = [torch.randint(20, 500, (size,), generator=noise) for size in sizes]
-    texts = [(prompts[row % 3], torch.randint(20, 500, (1 + row,), generator=noise)) for row in range(7)]
+    texts = [(prompts[row % different], torch.randint(20, 500, (1 + row,), generator=noise)) for row in range(7)]
     ids, mask = torch.zeros(7, max(sizes) + 7, dtype=torch.long), torch.zeros(7, max(sizes) + 7, dtype=torch.long)
     for row, (prompt, completion) in enumerate(texts):
         place = slice(max(sizes) - len(prompt), max(sizes) + len(completion))
