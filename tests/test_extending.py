@@ -26,7 +26,7 @@ def blocks(language):
 
 def commands(block):
     """A block's commands, on the starter model and made quick."""
-    for line in block.splitlines():
+    for line in block.replace("\\\n", " ").splitlines():
         name, *arguments = line.removeprefix("python $GRPO/").split()
         arguments = [str(STARTER) if argument == "MODEL" else argument for argument in arguments]
         yield [name, *arguments, *QUICK.get(name, [])]
