@@ -26,7 +26,7 @@ NOTEBOOK = ROOT / "notebooks/grpo_gsm8k.ipynb"
 def printed(notebook):
     """What each code cell printed, by its source."""
     return {
-        cell.source: "".join(output.get("text", "") for output in cell.outputs)
+        cell.source: "".join(output.get("text", "") for output in cell.outputs).replace("\r\n", "\n")
         for cell in notebook.cells
         if cell.cell_type == "code"
     }
