@@ -74,10 +74,14 @@ class RoomyLayer(DynamicLayer):
         return layer
 
 
+def without_adapter(model: Any) -> Any:
+    """The model under an adapter of peft's, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def parameters(model: Any) -> set[str]:
     """What a model's forward pass takes, be it under an adapter or not."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(base.forward).parameters)
+    return set(inspect.signature(without_adapter(model).forward).parameters)
 
 
 def can_decode(model: Any) -> bool:

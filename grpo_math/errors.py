@@ -71,7 +71,7 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except PermissionError as error:
-        fail(f"{error.filename}: permission denied") if error.filename else fail(str(error))
+        fail(f"{error.filename}: permission denied" if error.filename else str(error))
     except Exception as error:
         refused = error.errno in REFUSALS if isinstance(error, OSError) else any(it in str(error) for it in REFUSED)
         if not refused:

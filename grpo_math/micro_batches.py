@@ -138,16 +138,18 @@ def _cheapest_cuts(
     step = next((step for step in divisors if len(prompts) / step <= BLOCKS), rows)
     starts = np.arange(0, len(prompts), step)
     ends = np.append(starts[1:], len(prompts))
+    longest = [np.maximum.reduceat(lengths, starts) for lengths in (prompts, completions)]
+    if len(starts) <= count and (shared is None or len(starts) > BLOCKS):  # a micro-batch for each block
+        size = ends - starts
+        run = size if shared is None else np.array([len(set(part)) for part in np.split(shared, starts[1:])])
+        return float((run * longest[0] + size * longest[1]).sum()), starts[1:]
     upper = np.triu(np.ones((len(starts), len(starts)), dtype=bool))
     prompt, completion = (
-        np.maximum.accumulate(np.where(upper, np.maximum.reduceat(lengths, starts), 0), axis=1).astype(float)
-        for lengths in (prompts, completions)
+        np.maximum.accumulate(np.where(upper, lengths, 0), axis=1).astype(float) for lengths in longest
     )
     size = ends[None, :] - starts[:, None]  # rows of blocks i to j
     run = size if shared is None else _different(shared, starts)
     cost = run * prompt + size * completion
-    if len(starts) <= count and (shared is None or len(starts) > BLOCKS):
-        return float(cost.diagonal().sum()), starts[1:]
     cost[~upper | (size * (prompt + completion) > most)] = np.inf
     best, choices, costs = np.append(0, np.full(len(starts), np.inf)), [], []  # of the first j blocks
     for _ in range(min(count, len(starts))):

@@ -25,7 +25,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from grpo_math.decoding import Decoder, can_decode, chooser, finisher
+from grpo_math.decoding import Decoder, can_decode, chooser, finisher, without_adapter
 from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, micro_batches, removable_padding, repack
 from grpo_math.shared_prompts import log_probs, same_prompts, why_not_shared
 from grpo_math.step_metrics import Size, StepMetrics
@@ -45,7 +45,7 @@ class MathGRPOTrainer(GRPOTrainer):
         reason = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
         self.skips = reason is None
         self.skip_note = f"nothing: {reason}" if reason else "completions of zero advantage; the gradient is the same"
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base = without_adapter(self.model)
         launch = str(self.accelerator.distributed_type.value)
         alone = reason or why_not_shared(base, self.args.gradient_checkpointing, launch)
         self.shares, self._backbone = alone is None, base.base_model
