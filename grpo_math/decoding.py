@@ -17,60 +17,56 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
+from grpo_math.decode_attention import fast_attention
+
 Choose = Callable[[Tensor], Tensor]
 Finished = Callable[[list[int]], bool]
 
-ROOM = 64  # columns that a layer grows by
+ROOM = 32  # columns that there are for tokens to come whenever a batch is made
 STALE = 8  # one of so many rows may be finished, or missing, before the batch is made anew, which costs a copy of it
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of a cache whose `keys` and `values`, (rows, heads, columns, size of a head), are the columns from
-    `start` to `end` of larger tensors, `whole`: others fit in behind them without a copy."""
+    """A layer of a cache whose `keys` and `values`, (rows, heads, columns, size of a head), have room for tokens to
+    come from column `end` on. Attention is given the room, too, and a mask over it: memory is read faster without gaps.
+    """
+
+    keys: Tensor
+    values: Tensor
+    end = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.whole, self.start, self.end = (key_states, value_states), 0, key_states.shape[-2]
+        new = slice(self.end, self.end + key_states.shape[-2])
+        if self.is_initialized:
+            self.keys[:, :, new], self.values[:, :, new] = key_states, value_states
         else:
-            new = key_states.shape[-2]
-            if self.end + new > self.whole[0].shape[-2]:
-                self.whole = tuple(
-                    torch.cat([part, part.new_zeros(*part.shape[:2], new + ROOM, part.shape[-1])], dim=-2)
-                    for part in (self.keys, self.values)
-                )
-                self.start, self.end = 0, self.end - self.start
-            for part, states in zip(self.whole, (key_states, value_states), strict=True):
-                part[:, :, self.end : self.end + new] = states
-            self.end += new
-        return self.show(self.end - self.start)
-
-    def show(self, width: int) -> tuple[Tensor, Tensor]:
-        """Let the layer be its last `width` columns."""
-        self.start = self.end - width
-        self.keys, self.values = (part[:, :, self.start : self.end] for part in self.whole)
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+        self.end = new.stop
         return self.keys, self.values
 
-    def put(self, places: Tensor, other: DynamicLayer, rows: Tensor) -> None:
-        """Put rows of another layer, which has no more columns than there are before `end`, in the place of others."""
-        for part, source in zip(self.whole, (other.keys, other.values), strict=True):
-            part[places, :, self.end - source.shape[-2] : self.end] = source[rows]
+    def get_seq_length(self) -> int:
+        return self.end
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[-2] if self.is_initialized else query_length, 0
+
+    def put(self, places: Tensor, other: RoomyLayer, rows: Tensor) -> None:
+        """Put the last columns of another layer's rows before `end`, in the place of others."""
+        width = min(self.end, other.end)
+        for part, source in ((self.keys, other.keys), (self.values, other.values)):
+            part[places, :, self.end - width : self.end] = source[rows, :, other.end - width : other.end]
 
     @classmethod
-    def of(cls, parts: list[tuple[DynamicLayer, Tensor]], width: int) -> RoomyLayer:
-        """Rows of layers, one below the other, in `width` columns."""
-        layer, first = cls(), parts[0][0]
-        layer.lazy_initialization(first.keys, first.values)
-        count, layer.end = sum(len(rows) for _, rows in parts), width
-        layer.whole = tuple(
-            like.new_zeros(count, like.shape[1], width + ROOM, like.shape[-1]) for like in (first.keys, first.values)
-        )
-        places = torch.arange(count, device=first.keys.device).split([len(rows) for _, rows in parts])
+    def of(cls, parts: list[tuple[RoomyLayer, Tensor]], width: int) -> RoomyLayer:
+        """The last `width` columns of rows of layers, one below the other."""
+        layer, first, count = cls(), parts[0][0].keys, sum(len(rows) for _, rows in parts)
+        shape = (count, first.shape[1], width + ROOM, first.shape[-1])
+        layer.update(first.new_zeros(shape), first.new_zeros(shape))
+        layer.end = width
+        places = torch.arange(count, device=first.device).split([len(rows) for _, rows in parts])
         for (source, rows), own in zip(parts, places, strict=True):
-            cut = DynamicLayer()
-            cut.keys, cut.values = source.keys[:, :, -width:], source.values[:, :, -width:]
-            layer.put(own, cut, rows)
-        layer.show(width)
+            layer.put(own, source, rows)
         return layer
 
 
@@ -139,10 +135,18 @@ class Batch:
     """
 
     rows: list[int]
-    mask: Tensor  # (rows, columns), tokens on the right
+    mask: Tensor  # (rows, columns), tokens up to column `end`
     last: Tensor  # (rows, 1)
     cache: Cache
     index: Tensor  # (rows,)
+
+    @property
+    def end(self) -> int:
+        return self.cache.get_seq_length()
+
+    @property
+    def full(self) -> bool:
+        return self.end == self.mask.size(1)
 
 
 class Decoder:
@@ -159,6 +163,7 @@ class Decoder:
         self.only_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters(model) else {}
 
     @torch.no_grad()
+    @fast_attention()
     def complete(self, prompts: list[list[int]], in_flight: int) -> list[list[int]]:
         """The completion of each prompt, as token ids up to the one that finished it; `in_flight` at a time."""
         self.completions: list[list[int]] = [[] for _ in prompts]
@@ -167,7 +172,7 @@ class Decoder:
         batch: Batch | None = None
         while True:
             alive: list[int] = [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
-            if batch and (len(batch.rows) - len(alive)) * STALE < len(batch.rows):
+            if batch and not batch.full and (len(batch.rows) - len(alive)) * STALE < len(batch.rows):
                 self._step(batch)
                 continue
             chosen, waiting = waiting[: in_flight - len(alive)], waiting[in_flight - len(alive) :]
@@ -191,7 +196,7 @@ class Decoder:
         return Batch(rows, mask.to(logits.device)[index], last, cache, index)
 
     def _step(self, batch: Batch) -> None:
-        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=1)
+        batch.mask[:, batch.end] = 1
         positions = batch.mask.sum(1, keepdim=True) - 1
         batch.last = self._append(batch.rows, self._run(batch.last, batch.mask, positions, batch.cache))
 
@@ -219,24 +224,22 @@ class Decoder:
         return chosen[:, None]
 
 
-def align(mask: Tensor, width: int) -> Tensor:
-    """The last `width` columns, with some of nothing on the left where there are fewer."""
-    return torch.nn.functional.pad(mask[:, -width:], (max(0, width - mask.size(1)), 0))
+def align(batch: Batch, rows: Tensor, end: int, columns: int) -> Tensor:
+    """The mask of a batch's rows in so many columns, with the last token before `end`."""
+    left, right = end - batch.end, columns - end
+    return torch.nn.functional.pad(batch.mask[rows, max(0, -left) : batch.end], (max(0, left), right))
 
 
 def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
-    """Put completions that start in the places of those that are finished; False where their sizes do not fit."""
+    """Put completions that start in the places of those that are finished; False where there is no room for them."""
     finished = sorted(set(range(len(batch.rows))) - set(alive))
-    width = max(batch.mask.size(1), started.mask.size(1))
-    if len(finished) != len(started.rows) or started.mask.size(1) > min(layer.end for layer in batch.cache.layers):
+    if batch.full or started.end > batch.end or len(finished) != len(started.rows):
         return False
-    places, mask = torch.tensor(finished, device=batch.mask.device), align(batch.mask, width)
-    mask[places] = align(started.mask, width)
-    width = int(mask.sum(1).max())
-    batch.mask, batch.last[places] = mask[:, -width:], started.last
+    places, chosen = torch.tensor(finished, device=batch.mask.device), torch.arange(len(finished))
+    batch.mask[places] = align(started, chosen, batch.end, batch.mask.size(1))
+    batch.last[places] = started.last
     for layer, other in zip(batch.cache.layers, started.cache.layers, strict=True):
         layer.put(places, other, started.index)
-        layer.show(width)
     for place, row in zip(finished, started.rows, strict=True):
         batch.rows[place] = row
     return True
@@ -244,15 +247,13 @@ def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
 
 def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
     """Chosen completions of batches in a new one, without the columns that none of them needs."""
-    chosen = [torch.tensor(numbers, device=batch.mask.device) for batch, numbers in parts]
-    masks = [batch.mask[own] for (batch, _), own in zip(parts, chosen, strict=True)]
-    width = max(int(mask.sum(1).max()) for mask in masks)
-    sources = [(batch.cache, batch.index[own]) for (batch, _), own in zip(parts, chosen, strict=True)]
+    chosen = [(batch, torch.tensor(numbers, device=batch.mask.device)) for batch, numbers in parts]
+    width = max(int(batch.mask[own].sum(1).max()) for batch, own in chosen)
     layers = [
-        RoomyLayer.of([(cache.layers[number], own) for cache, own in sources], width)
-        for number in range(len(sources[0][0].layers))
+        RoomyLayer.of([(batch.cache.layers[number], batch.index[own]) for batch, own in chosen], width)
+        for number in range(len(parts[0][0].cache.layers))
     ]
     rows = [batch.rows[number] for batch, numbers in parts for number in numbers]
-    last = torch.cat([batch.last[own] for (batch, _), own in zip(parts, chosen, strict=True)])
-    mask = torch.cat([align(mask, width) for mask in masks])
+    mask = torch.cat([align(batch, own, width, width + ROOM) for batch, own in chosen])
+    last = torch.cat([batch.last[own] for batch, own in chosen])
     return Batch(rows, mask, last, Cache(layers=layers), torch.arange(len(rows), device=last.device))

@@ -1,0 +1,61 @@
+"""Attention of one new token a row, on a CPU, where transformers' way to it is slow.
+
+transformers copies keys and values for each of the heads that share them, and torch's kernel is made for many queries.
+With one query a row, two batched matrix products on keys and values where they lie are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def decode_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Take the place of transformers' `sdpa_attention_forward`, and leave to it what is not one query a row on a CPU.
+
+    Args:
+        query: (rows, heads, 1, size); `heads` is a multiple of the heads of keys and values, neighbours share one.
+        key, value: (rows, heads of keys, columns, size).
+        attention_mask: (rows or 1, heads or 1, 1, columns), true or 0 where a token is seen, false or -inf where not;
+            None where all are.
+
+    Returns:
+        (rows, 1, heads, size), and None in place of the weights.
+    """
+    rows, heads, queries, size = query.shape
+    more = options.get("dropout") or options.get("position_bias") is not None
+    if more or queries > 1 or query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    shared = query.reshape(rows * key.shape[1], -1, size)
+    scores = torch.bmm(shared, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, 1, -1)
+    scores *= size**-0.5 if scaling is None else scaling
+    if attention_mask is not None:
+        seen = attention_mask.dtype == torch.bool
+        scores = scores.masked_fill_(~attention_mask, -torch.inf) if seen else scores.add_(attention_mask)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    mixed = torch.bmm(weights.view(len(shared), -1, weights.shape[-1]), value.flatten(0, 1))
+    return mixed.view(rows, 1, heads, -1), None
+
+
+@contextmanager
+def fast_attention() -> Iterator[None]:
+    """In this context, models whose attention is "sdpa" use `decode_attention`."""
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = decode_attention
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
