@@ -4,11 +4,15 @@
     python compare_evaluations.py evals/base.jsonl evals/step100.jsonl evals/step200.jsonl --examples 0
     python compare_evaluations.py evals/base.jsonl evals/trained.jsonl --markdown > comparison.md
     python compare_evaluations.py evals/base.jsonl evals/trained.jsonl --json | jq .comparisons[0].verdict
+    python compare_evaluations.py evals/base.jsonl evals/seed1.jsonl,evals/seed2.jsonl,evals/seed3.jsonl
 
 Each file after the first is compared with the first, question by question. Strict counts answers that are right and in
 the form the prompt asks for, lenient counts right ones in any form; so the lenient difference is maths, and what strict
 has beyond it is format. Brackets are 95% intervals, clustered by question (Miller 2024, arXiv 2411.00640). A difference
 is significant if its interval leaves out zero and, with one sample per question, McNemar's exact test gives p < 0.05.
+
+Another seed gives another model, so one run cannot tell a better way to train from luck. Files joined by commas are
+models trained alike but for the seed: they are compared as one, and the interval counts how much such runs differ.
 
 Exit status: 0 whatever the verdict, 2 if the files cannot be read or cannot be compared.
 """
@@ -16,10 +20,12 @@ Exit status: 0 whatever the verdict, 2 if the files cannot be read or cannot be 
 import argparse
 import json
 import re
+from itertools import islice
 from pathlib import Path
+from statistics import stdev
 from typing import Any, NamedTuple
 
-from grpo_math.comparison import OUTCOMES, Comparison, Evaluation, compare, load_evaluations, points
+from grpo_math.comparison import OUTCOMES, Comparison, Evaluation, compare, joined, load_evaluations, points
 from grpo_math.errors import run
 from grpo_math.reporting import printable
 from grpo_math.statistics import Interval
@@ -35,9 +41,15 @@ class Table(NamedTuple):
 Block = str | list[str] | Table  # A paragraph, a list, a table: what the text and the Markdown report are made of.
 
 
+def runs(text: str) -> list[Path]:
+    return [Path(text)] if Path(text).exists() else [Path(part) for part in text.split(",") if part]
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluations", nargs="+", type=Path, metavar="FILE", help="evals/NAME.jsonl; two or more")
+    parser.add_argument(
+        "evaluations", nargs="+", type=runs, metavar="FILE[,FILE...]", help="evals/NAME.jsonl; two or more"
+    )
     parser.add_argument("--examples", type=int, default=2, metavar="N", help="changed questions to show each way (2)")
     parser.add_argument(
         "--allow_mismatch", action="store_true", help="compare what files of different questions or prompts share"
@@ -97,6 +109,7 @@ def comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
             "McNemar's test is left out: it takes one sample per question. Wrong to right counts questions that went "
             "from at most half of their samples right to more than half."
         )
+    blocks += [spread(comparison, side) for side in (comparison.first, comparison.other) if side.runs]
     for way, changed in (("Wrong to right", "won"), ("Right to wrong", "lost")):
         outcome = next((name for name in OUTCOMES if getattr(comparison.outcomes[name], changed)), None)
         if outcome and examples:
@@ -104,6 +117,13 @@ def comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
             blocks.append(f"{way}, {outcome}: {min(examples, len(ids))} of {len(ids)}")
             blocks.append([describe(comparison, each, outcome) for each in ids[:examples]])
     return blocks
+
+
+def spread(comparison: Comparison, side: Evaluation) -> str:
+    accuracies = [100 * each for each in comparison.accuracies(side, "strict")]
+    listed = ", ".join(f"{each:.1f}%" for each in accuracies)
+    deviation = f"standard deviation {stdev(accuracies):.1f} points, which the intervals count"
+    return f"Runs of {side.name}: {listed} strict; {deviation}."
 
 
 def describe(comparison: Comparison, question_id: str, outcome: str) -> str:
@@ -173,6 +193,8 @@ def compared_as_json(comparison: Comparison, examples: int) -> dict[str, Any]:
         name: {
             "first": comparison.accuracy(comparison.first, name),
             "other": comparison.accuracy(comparison.other, name),
+            "first_runs": comparison.accuracies(comparison.first, name),
+            "other_runs": comparison.accuracies(comparison.other, name),
             **outcome.difference._asdict(),
             "mcnemar_p": outcome.p_value,
             "significant": outcome.significant,
@@ -188,9 +210,12 @@ def compared_as_json(comparison: Comparison, examples: int) -> dict[str, Any]:
 
 def main() -> None:
     arguments = parse_arguments()
-    evaluations = load_evaluations(arguments.evaluations)
-    comparisons = [compare(evaluations[0], other, arguments.allow_mismatch) for other in evaluations[1:]]
-    sources: list[Evaluation | Comparison] = [*evaluations, *comparisons]
+    evaluations = load_evaluations([path for side in arguments.evaluations for path in side])
+    loaded = iter(evaluations)
+    first, *others = (joined(list(islice(loaded, len(side)))) for side in arguments.evaluations)
+    comparisons = [compare(first, other, arguments.allow_mismatch) for other in others]
+    means = [side for side in (first, *others) if side.runs]
+    sources: list[Evaluation | Comparison] = [*evaluations, *means, *comparisons]
     warnings = [warning for source in sources for warning in source.warnings]
     if len(comparisons) > 1:
         warnings.append(f"{len(comparisons)} comparisons: each is tested at 5%, so one may look significant by chance")

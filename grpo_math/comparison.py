@@ -48,7 +48,10 @@ class Question:
 
 @dataclass
 class Evaluation:
-    """One file: its questions by id, and what its summary (`NAME.json` beside it) tells about model and settings."""
+    """One file: its questions by id, and what its summary (`NAME.json` beside it) tells about model and settings.
+
+    Or `runs`, several of one way to train: then a question's samples are those of all.
+    """
 
     path: Path
     name: str
@@ -56,6 +59,7 @@ class Evaluation:
     model: str
     settings: dict[str, Any]
     warnings: list[str]
+    runs: tuple["Evaluation", ...] = ()
 
     @property
     def samples(self) -> list[Sample]:
@@ -82,6 +86,26 @@ def load_evaluations(paths: list[Path]) -> list[Evaluation]:
         raise UsageError("the same file is given twice; give two different evaluations")
     distinct = len({path.stem for path in paths}) == len(paths)
     return [_load(path, path.stem if distinct else str(path)) for path in paths]
+
+
+def joined(runs: list[Evaluation]) -> Evaluation:
+    """Evaluations of models that were trained alike but for the seed as one; a single one as it is.
+
+    Raises UsageError, with counts, if their questions, golds or prompts differ.
+    """
+    first, *others = runs
+    if not others:
+        return first
+    for other in others:
+        if mismatches := _mismatches(first, other, [each for each in first.questions if each in other.questions]):
+            raise UsageError(f"{first.path} and {other.path} are joined by a comma, but {', '.join(mismatches)}")
+    questions = {}
+    for each, asked in first.questions.items():
+        samples = [sample for run in runs for sample in run.questions[each].samples.values()]
+        questions[each] = Question(*_about(asked), samples=dict(enumerate(samples)))
+    warnings = [warning for other in others for warning in _setting_differences(first, other)]
+    name = f"the mean of {first.name} and {len(others)} more"
+    return Evaluation(first.path, name, questions, first.model, first.settings, warnings, tuple(runs))
 
 
 def _load(path: Path, name: str) -> Evaluation:
@@ -175,7 +199,11 @@ class Comparison:
 
     def accuracy(self, side: Evaluation, outcome: str) -> float:
         """Of one of the two, on the questions compared."""
-        return sum(side.questions[each].score(outcome) for each in self.ids) / len(self.ids)
+        return mean_score(side, outcome, self.ids)
+
+    def accuracies(self, side: Evaluation, outcome: str) -> list[float]:
+        """Of each of its runs; of none, if it is one model."""
+        return [mean_score(run, outcome, self.ids) for run in side.runs]
 
     def verdict(self) -> str:
         strict, lenient = (self.outcomes[outcome] for outcome in OUTCOMES)
@@ -188,6 +216,10 @@ class Comparison:
             f"lenient, where format does not count, {points(lenient.difference)}{remark}; "
             f"format accounts for {100 * self.format_gain:+.1f}."
         )
+
+
+def mean_score(evaluation: Evaluation, outcome: str, ids: list[str]) -> float:
+    return sum(evaluation.questions[each].score(outcome) for each in ids) / len(ids)
 
 
 def points(difference: Interval, unit: str = "") -> str:
@@ -241,4 +273,5 @@ def _outcome(first: Evaluation, other: Evaluation, ids: list[str], outcome: str)
     lost = [each for each, a, b in changes if b <= 0.5 < a]
     single = all(len(side.questions[each].samples) == 1 for side in (first, other) for each in ids)
     p_value = mcnemar_exact(len(won), len(lost)) if single else None
-    return Outcome(paired_difference(before, after), won, lost, p_value)
+    runs = [[mean_score(run, outcome, ids) for run in side.runs] for side in (first, other) if side.runs]
+    return Outcome(paired_difference(before, after, runs), won, lost, p_value)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from grpo_math.statistics import paired_difference
+
 ROOT = Path(__file__).parent.parent
 Rows = list[dict[str, Any]]
 RIGHT = {"S": (True, True), "L": (False, True), "W": (False, False)}  # Strictly right, only leniently right, wrong.
@@ -145,6 +147,39 @@ def test_every_later_file_is_compared_with_the_first(tmp_path: Path) -> None:
         (str(paths[0]), str(paths[2])),
     ]
     assert result["warnings"] == ["2 comparisons: each is tested at 5%, so one may look significant by chance"]
+
+
+def test_runs_of_one_way_to_train_are_compared_as_one(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.jsonl", make_rows("WWWWWWWWSS"))
+    runs = [
+        write(tmp_path / f"seed{i}.jsonl", make_rows(letters))
+        for i, letters in enumerate(("SSSSSSSSWS", "SSSSWWWWSS", "LSSSSSSWSS"))
+    ]
+    joined = ",".join(map(str, runs))
+    result = json.loads(script(base, joined, "--json").stdout)
+    assert [each["name"] for each in result["evaluations"]] == ["base", "seed0", "seed1", "seed2"]
+    (compared,) = result["comparisons"]
+    assert compared["other"] == "the mean of seed0 and 2 more"
+    strict = compared["strict"]
+    assert strict["first_runs"] == [] and strict["other_runs"] == pytest.approx([0.9, 0.6, 0.8])
+    scores = [[letters[i] == "S" for letters in ("SSSSSSSSWS", "SSSSWWWWSS", "LSSSSSSWSS")] for i in range(10)]
+    expected = paired_difference([0] * 8 + [1] * 2, [sum(each) / 3 for each in scores], [[0.9, 0.6, 0.8]])
+    assert (strict["value"], strict["low"], strict["high"]) == pytest.approx(expected)
+    assert strict["mcnemar_p"] is None and (strict["wrong_to_right"], strict["right_to_wrong"]) == (7, 0)
+    text = script(base, joined).stdout
+    assert "Runs of the mean of seed0 and 2 more: 90.0%, 60.0%, 80.0% strict; standard deviation 15.3 points" in text
+    other_way = json.loads(script(joined, base, "--json").stdout)["comparisons"][0]["strict"]
+    assert (other_way["value"], other_way["first_runs"]) == (-strict["value"], strict["other_runs"])
+
+
+def test_runs_of_different_questions_are_not_joined(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "A.jsonl", make_rows("SW")), write(tmp_path / "B.jsonl", make_rows("SWS"))
+    message = refusal(script(a, f"{a.with_name('B.jsonl')},{write(tmp_path / 'C.jsonl', make_rows('SW'))}"))
+    assert "B.jsonl and " in message and "are joined by a comma, but 1 of 3 questions are only in" in message
+    assert b.exists()
+    with_comma = write(tmp_path / "A,B.jsonl", make_rows("SS"))
+    assert script(a, with_comma).returncode == 0
+    assert "no such file" in refusal(script(a, f"{with_comma},{tmp_path / 'D.jsonl'}")).lower()
 
 
 def edited(**changes: Any) -> Rows:

@@ -128,7 +128,7 @@ def world(tmp_path_factory):
     )
     assert "checkpoint-final" in said
     (folder / "outputs/RUN/checkpoint-1").rename(folder / "outputs/RUN/checkpoint-100")
-    for name in ("trained", "step100", "step200", "before", "after"):
+    for name in ("trained", "step100", "step200", "before", "after", "seed1", "seed2", "seed3"):
         for kind in ("jsonl", "json"):
             shutil.copy(folder / f"evals/base.{kind}", folder / f"evals/{name}.{kind}")
     return folder

@@ -179,6 +179,47 @@ def test_paired_interval_covers_with_several_samples() -> None:
     assert 0.93 <= hits / rounds <= 0.975
 
 
+@pytest.mark.parametrize("runs", [2, 3, 6])
+@pytest.mark.parametrize("deviation", [0.02, 0.05, 0.1])
+def test_paired_interval_covers_what_a_way_to_train_gains(runs: int, deviation: float) -> None:
+    """Before is one model, after the mean of runs that vary; without counting that, the interval covers too rarely."""
+    rng, rounds, gain = random.Random(runs), 300, 0.1
+    hits = {"counted": 0, "not counted": 0}
+    for _ in range(rounds):
+        skills = [rng.uniform(0.3, 0.6) for _ in range(400)]
+        lucks = [rng.gauss(gain, deviation) for _ in range(runs)]
+        a = [float(rng.random() < skill) for skill in skills]
+        b = [[float(rng.random() < skill + luck) for skill in skills] for luck in lucks]
+        means = [sum(scores) / runs for scores in zip(*b, strict=True)]
+        for how, counted in (("counted", [[sum(scores) / len(scores) for scores in b]]), ("not counted", [])):
+            _, low, high = st.paired_difference(a, means, counted)
+            hits[how] += low <= gain <= high
+    assert hits["counted"] / rounds >= 0.93
+    assert deviation < 0.1 or hits["not counted"] / rounds < 0.8
+
+
+def test_both_sides_may_be_runs() -> None:
+    """The formula written out for two and three runs on four questions; 12.706 and 4.303 are Student's t."""
+    a, b, runs = [0, 0.5, 0, 1], [1, 1, 1 / 3, 2 / 3], [[0.4, 0.42], [0.7, 0.75, 0.8]]
+    d = [1, 0.5, 1 / 3, -1 / 3]
+    m = sum(d) / 6
+    half = math.sqrt(
+        Z**2 * ((sum(x * x for x in d) + 2) / 6 - m * m) / 6 + 12.70620**2 * 2e-4 / 2 + 4.30265**2 * 25e-4 / 3
+    )
+    assert st.paired_difference(a, b, runs) == pytest.approx(
+        (sum(d) / 4, max(-1, m - half), min(1, m + half)), abs=1e-6
+    )
+    with pytest.raises(ValueError):
+        st.paired_difference(a, b, [[0.25]])
+
+
+@pytest.mark.parametrize(
+    "freedom, t", [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (10, 2.2281), (30, 2.0423), (120, 1.9799)]
+)
+def test_student_quantile_is_that_of_printed_tables(freedom: int, t: float) -> None:
+    assert st.student_quantile(freedom) == pytest.approx(t, abs=6e-5)
+
+
 def test_paired_difference_of_right_or_wrong_is_bonett_and_price() -> None:
     won, lost, questions = 12, 5, 60
     a = [0] * won + [1] * lost + [1] * (questions - won - lost)
