@@ -16,7 +16,6 @@ from typing import NoReturn
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
 JOB_STATUS = "GRPO_JOB_STATUS"
 
-
 # The disk's and the system's ways of refusing to write; libraries that write themselves only leave words.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system", "unexpected pos")
@@ -33,6 +32,12 @@ class PassingError(UsageError):
 def first_line(error: Exception) -> str:
     """What an error says, cut to a line; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device or the system has no memory left; only a CUDA device's lack has a class of its own."""
+    said = first_line(error).lower()
+    return any(words in said for words in ("out of memory", "allocate memory", "not enough memory"))
 
 
 def tell_job(status: str) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
-from grpo_math.errors import PassingError, UsageError, first_line
+from grpo_math.errors import PassingError, UsageError, first_line, out_of_memory
 from grpo_math.generation import model_error
 
 LOADERS = ("from_pretrained", "create_model_from_path")
@@ -21,7 +21,7 @@ def shortage_explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = first_line(error)
-        if "out of memory" in said or "can't allocate memory" in said:
+        if out_of_memory(error):
             raise UsageError(
                 f"out of memory ({said}): first halve --per_device_train_batch_size and double "
                 "--gradient_accumulation_steps (a run that has checkpoints needs another --output_dir then); what else "
@@ -42,7 +42,7 @@ def loading_explained(model: str) -> Iterator[None]:
         yield
     except (OSError, ImportError, RuntimeError, ValueError, SafetensorError) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        if any(frame.name in LOADERS for frame in frames) and "memory" not in first_line(error):
+        if any(frame.name in LOADERS for frame in frames) and not out_of_memory(error):
             raise model_error(model, error) from error
         if isinstance(error, (ValueError, ImportError)) and "site-packages" in frames[-1].filename:
             raise UsageError(" ".join(str(error).split())) from error

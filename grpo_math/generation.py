@@ -167,6 +167,8 @@ def model_error(path: str, error: Exception) -> UsageError:
     reason = first_line(error)
     if "ignore_mismatched_sizes" in reason:
         reason = "its weights have other shapes than its config.json says"
+    if not Path(path).exists():
+        reason = f"there is no such folder here, and of the Hub: {reason}"
     return UsageError(
         f"{path}: this model cannot be loaded ({reason}); check the name, or download it where there is "
         "internet and give its folder"

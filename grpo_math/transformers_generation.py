@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from grpo_math.errors import out_of_memory
 from grpo_math.generation import (
     Completion,
     Loading,
@@ -74,8 +75,8 @@ class TransformersBackend:
                 with torch.inference_mode():
                     new = method(repeated, sampling)
                 break
-            except RuntimeError as error:  # torch.OutOfMemoryError, or what other devices have in its place
-                if "memory" not in str(error) or self.in_flight == 1:
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.in_flight == 1:
                     raise
                 self.in_flight //= 2
                 print(f"out of memory: on with {self.in_flight} completions at a time", file=sys.stderr)

@@ -103,7 +103,7 @@ def test_one_weight_per_reward():
         ([STARTER, "--config", "typo.yaml"], "unknown key 'max_stps': did you mean 'max_steps'?", 60),
         ([STARTER, "--max_completion_length", "4000"], "lower --max_completion_length 4000", 60),
         (["./nowhere"], "./nowhere: no such folder", 60),
-        (["nobody/nothing"], "nobody/nothing: this model cannot be loaded", 60),
+        (["nobody/nothing"], "nobody/nothing: this model cannot be loaded (there is no such folder here", 60),
         (["--learning_rate", "1", STARTER], "no model: python train_grpo.py MODEL", 60),
     ],
     ids=lambda value: "_".join(map(str, value))[-40:] if isinstance(value, list) else None,

@@ -84,7 +84,7 @@ def test_other_settings_are_refused(finished, data):
     ("arguments", "message"),
     [
         (["./nowhere"], "./nowhere: no such folder"),
-        (["nobody/nothing"], "nobody/nothing: this model cannot be loaded"),
+        (["nobody/nothing"], "nobody/nothing: this model cannot be loaded (there is no such folder here"),
         ([STARTER, "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         ([STARTER, "--n", "2"], "--n 2: greedy completions are all the same"),
         ([STARTER, "--n", "0"], "--n 0: must be at least 1"),
