@@ -122,8 +122,8 @@ def comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
 def spread(comparison: Comparison, side: Evaluation) -> str:
     accuracies = [100 * each for each in comparison.accuracies(side, "strict")]
     listed = ", ".join(f"{each:.1f}%" for each in accuracies)
-    deviation = f"standard deviation {stdev(accuracies):.1f} points, which the intervals count"
-    return f"Runs of {side.name}: {listed} strict; {deviation}."
+    deviation = f"standard deviation of {stdev(accuracies):.1f} points"
+    return f"{side.name}, strict: {listed}; the intervals count their {deviation}."
 
 
 def describe(comparison: Comparison, question_id: str, outcome: str) -> str:

@@ -167,7 +167,7 @@ def test_runs_of_one_way_to_train_are_compared_as_one(tmp_path: Path) -> None:
     assert (strict["value"], strict["low"], strict["high"]) == pytest.approx(expected)
     assert strict["mcnemar_p"] is None and (strict["wrong_to_right"], strict["right_to_wrong"]) == (7, 0)
     text = script(base, joined).stdout
-    assert "Runs of the mean of seed0 and 2 more: 90.0%, 60.0%, 80.0% strict; standard deviation 15.3 points" in text
+    assert "the mean of seed0 and 2 more, strict: 90.0%, 60.0%, 80.0%; " in text and "deviation of 15.3 points" in text
     other_way = json.loads(script(joined, base, "--json").stdout)["comparisons"][0]["strict"]
     assert (other_way["value"], other_way["first_runs"]) == (-strict["value"], strict["other_runs"])
 
