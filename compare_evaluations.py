@@ -19,6 +19,7 @@ Exit status: 0 whatever the verdict, 2 if the files cannot be read or cannot be 
 
 import argparse
 import json
+import os
 import re
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,11 @@ Block = str | list[str] | Table  # A paragraph, a list, a table: what the text a
 
 
 def runs(text: str) -> list[Path]:
-    return [Path(text)] if Path(text).exists() else [Path(part) for part in text.split(",") if part]
+    """The file of that name, which may have a comma in it, or the files that commas join."""
+    parts = [text] if os.path.exists(text) else text.split(",")  # noqa: PTH110  (Path's raises on a long name)
+    if not all(part.strip() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing beside a comma; write FILE,FILE without spaces")
+    return [Path(part) for part in parts]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -120,7 +125,7 @@ def comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
 
 
 def spread(comparison: Comparison, side: Evaluation) -> str:
-    accuracies = [100 * each for each in comparison.accuracies(side, "strict")]
+    accuracies = [100 * each for each in comparison.accuracies(side, "strict").values()]
     listed = ", ".join(f"{each:.1f}%" for each in accuracies)
     deviation = f"standard deviation of {stdev(accuracies):.1f} points"
     return f"{side.name}, strict: {listed}; the intervals count their {deviation}."

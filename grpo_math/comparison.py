@@ -91,19 +91,26 @@ def load_evaluations(paths: list[Path]) -> list[Evaluation]:
 def joined(runs: list[Evaluation]) -> Evaluation:
     """Evaluations of models that were trained alike but for the seed as one; a single one as it is.
 
-    Raises UsageError, with counts, if their questions, golds or prompts differ.
+    Raises UsageError, with counts, if their questions, golds or prompts differ, or their samples per question.
     """
     first, *others = runs
     if not others:
         return first
+    warnings = []
     for other in others:
-        if mismatches := _mismatches(first, other, [each for each in first.questions if each in other.questions]):
+        mismatches = _mismatches(first, other, [each for each in first.questions if each in other.questions])
+        counts = {*first.samples_per_question, *other.samples_per_question}
+        if len(counts) > 1:
+            mismatches.append(f"have {min(counts)} to {max(counts)} samples per question")
+        if mismatches:
             raise UsageError(f"{first.path} and {other.path} are joined by a comma, but {', '.join(mismatches)}")
+        warnings += _setting_differences(first, other)
+        if first.model and first.model == other.model:
+            warnings.append(f"{first.name} and {other.name} are of the same model, and say nothing about other runs")
     questions = {}
     for each, asked in first.questions.items():
         samples = [sample for run in runs for sample in run.questions[each].samples.values()]
         questions[each] = Question(*_about(asked), samples=dict(enumerate(samples)))
-    warnings = [warning for other in others for warning in _setting_differences(first, other)]
     name = f"the mean of {first.name} and {len(others)} more"
     return Evaluation(first.path, name, questions, first.model, first.settings, warnings, tuple(runs))
 
@@ -201,9 +208,9 @@ class Comparison:
         """Of one of the two, on the questions compared."""
         return mean_score(side, outcome, self.ids)
 
-    def accuracies(self, side: Evaluation, outcome: str) -> list[float]:
-        """Of each of its runs; of none, if it is one model."""
-        return [mean_score(run, outcome, self.ids) for run in side.runs]
+    def accuracies(self, side: Evaluation, outcome: str) -> dict[str, float]:
+        """Of each of its runs, by name; of none, if it is one model."""
+        return {run.name: mean_score(run, outcome, self.ids) for run in side.runs}
 
     def verdict(self) -> str:
         strict, lenient = (self.outcomes[outcome] for outcome in OUTCOMES)

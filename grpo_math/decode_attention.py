@@ -16,6 +16,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
+def leave_room(columns: Tensor, whole: Tensor) -> Tensor:
+    """The first columns of keys or values that have room behind them: `decode_attention` reads both, as memory without
+    gaps is read faster. What stands in the room has to be finite."""
+    columns.whole = whole
+    return columns
+
+
 def decode_attention(
     module: Any,
     query: Tensor,
@@ -30,8 +37,8 @@ def decode_attention(
     Args:
         query: (rows, heads, 1, size); `heads` is a multiple of the heads of keys and values, neighbours share one.
         key, value: (rows, heads of keys, columns, size).
-        attention_mask: (rows or 1, heads or 1, 1, columns), true or 0 where a token is seen, false or -inf where not;
-            None where all are.
+        attention_mask: (rows or 1, heads or 1, 1, columns), true where a token is seen, or what to add to its
+            score; None where all are.
 
     Returns:
         (rows, 1, heads, size), and None in place of the weights.
@@ -40,22 +47,28 @@ def decode_attention(
     more = options.get("dropout") or options.get("position_bias") is not None
     if more or queries > 1 or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    shared = query.reshape(rows * key.shape[1], -1, size)
+    columns = key.shape[2]
+    if hasattr(key, "whole") and hasattr(value, "whole"):
+        key, value = key.whole, value.whole
+    shared = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows * key.shape[1], -1, size)
     scores = torch.bmm(shared, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, 1, -1)
-    scores *= size**-0.5 if scaling is None else scaling
-    if attention_mask is not None:
-        seen = attention_mask.dtype == torch.bool
-        scores = scores.masked_fill_(~attention_mask, -torch.inf) if seen else scores.add_(attention_mask)
+    seen, room = scores.split([columns, scores.shape[-1] - columns], dim=-1)
+    room.fill_(-torch.inf)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        seen.masked_fill_(~attention_mask, -torch.inf)
+    elif attention_mask is not None:
+        seen.add_(attention_mask)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = torch.bmm(weights.view(len(shared), -1, weights.shape[-1]), value.flatten(0, 1))
+    mixed = torch.bmm(weights.view(*shared.shape[:2], -1), value.flatten(0, 1))
     return mixed.view(rows, 1, heads, -1), None
 
 
 @contextmanager
 def fast_attention() -> Iterator[None]:
     """In this context, models whose attention is "sdpa" use `decode_attention`."""
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = decode_attention
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = before

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
-from grpo_math.decode_attention import fast_attention
+from grpo_math.decode_attention import fast_attention, leave_room
 
 Choose = Callable[[Tensor], Tensor]
 Finished = Callable[[list[int]], bool]
@@ -27,44 +27,40 @@ STALE = 8  # one of so many rows may be finished, or missing, before the batch i
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of a cache whose `keys` and `values`, (rows, heads, columns, size of a head), have room for tokens to
-    come from column `end` on. Attention is given the room, too, and a mask over it: memory is read faster without gaps.
-    """
+    """A layer of a cache whose `keys` and `values`, (rows, heads, columns, size of a head), are the first columns of
+    larger tensors, `whole`: others fit in behind them without a copy."""
 
-    keys: Tensor
-    values: Tensor
-    end = 0
+    whole: tuple[Tensor, Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        new = slice(self.end, self.end + key_states.shape[-2])
+        end = self.get_seq_length() + key_states.shape[-2]
         if self.is_initialized:
-            self.keys[:, :, new], self.values[:, :, new] = key_states, value_states
+            for part, states in zip(self.whole, (key_states, value_states), strict=True):
+                part[:, :, end - states.shape[-2] : end] = states
         else:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-        self.end = new.stop
+            self.whole = key_states, value_states
+        return self.show(end)
+
+    def show(self, end: int) -> tuple[Tensor, Tensor]:
+        """Let the layer be the columns before `end`."""
+        self.keys, self.values = (leave_room(part[:, :, :end], part) for part in self.whole)
         return self.keys, self.values
 
-    def get_seq_length(self) -> int:
-        return self.end
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[-2] if self.is_initialized else query_length, 0
-
     def put(self, places: Tensor, other: RoomyLayer, rows: Tensor) -> None:
-        """Put the last columns of another layer's rows before `end`, in the place of others."""
-        width = min(self.end, other.end)
+        """Put the last columns of another layer's rows into the last ones here, in the place of other rows."""
+        width = min(self.get_seq_length(), other.get_seq_length())
         for part, source in ((self.keys, other.keys), (self.values, other.values)):
-            part[places, :, self.end - width : self.end] = source[rows, :, other.end - width : other.end]
+            part[places, :, part.shape[-2] - width :] = source[rows, :, source.shape[-2] - width :]
 
     @classmethod
     def of(cls, parts: list[tuple[RoomyLayer, Tensor]], width: int) -> RoomyLayer:
         """The last `width` columns of rows of layers, one below the other."""
-        layer, first, count = cls(), parts[0][0].keys, sum(len(rows) for _, rows in parts)
-        shape = (count, first.shape[1], width + ROOM, first.shape[-1])
-        layer.update(first.new_zeros(shape), first.new_zeros(shape))
-        layer.end = width
-        places = torch.arange(count, device=first.device).split([len(rows) for _, rows in parts])
+        layer, first, counts = cls(), parts[0][0], [len(rows) for _, rows in parts]
+        sizes = [(sum(counts), like.shape[1], width + ROOM, like.shape[-1]) for like in first.whole]
+        layer.update(*(like.new_zeros(size) for like, size in zip(first.whole, sizes, strict=True)))
+        layer.show(width)
+        places = torch.arange(sum(counts), device=first.keys.device).split(counts)
         for (source, rows), own in zip(parts, places, strict=True):
             layer.put(own, source, rows)
         return layer
@@ -135,7 +131,7 @@ class Batch:
     """
 
     rows: list[int]
-    mask: Tensor  # (rows, columns), tokens up to column `end`
+    mask: Tensor  # (rows, columns and room), tokens before column `end`
     last: Tensor  # (rows, 1)
     cache: Cache
     index: Tensor  # (rows,)
@@ -197,8 +193,9 @@ class Decoder:
 
     def _step(self, batch: Batch) -> None:
         batch.mask[:, batch.end] = 1
-        positions = batch.mask.sum(1, keepdim=True) - 1
-        batch.last = self._append(batch.rows, self._run(batch.last, batch.mask, positions, batch.cache))
+        mask = batch.mask[:, : batch.end + 1]
+        positions = mask.sum(1, keepdim=True) - 1
+        batch.last = self._append(batch.rows, self._run(batch.last, mask, positions, batch.cache))
 
     def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """(rows, vocabulary): float32 logits of the last tokens."""

@@ -149,11 +149,13 @@ def rows_that_fit(model: Any, max_length: int) -> int:
     import psutil
     import torch
 
+    from grpo_math.decoding import ROOM
+
     config = model.config.get_text_config()
     attention = getattr(config, "num_attention_heads", None)
     heads = getattr(config, "num_key_value_heads", None) or attention or 0
     head = getattr(config, "head_dim", None) or (config.hidden_size // attention if attention else 0)
     token = 2 * config.num_hidden_layers * heads * head * model.dtype.itemsize
-    row = 2 * token * max_length + 12 * config.vocab_size  # twice, as the batch is copied when others join it
+    row = 2 * token * (max_length + ROOM) + 12 * config.vocab_size  # twice, as the batch is copied when others join it
     free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
     return int(0.8 * free / row)

@@ -161,7 +161,8 @@ def test_runs_of_one_way_to_train_are_compared_as_one(tmp_path: Path) -> None:
     (compared,) = result["comparisons"]
     assert compared["other"] == "the mean of seed0 and 2 more"
     strict = compared["strict"]
-    assert strict["first_runs"] == [] and strict["other_runs"] == pytest.approx([0.9, 0.6, 0.8])
+    assert strict["first_runs"] == {}
+    assert strict["other_runs"] == pytest.approx({"seed0": 0.9, "seed1": 0.6, "seed2": 0.8})
     scores = [[letters[i] == "S" for letters in ("SSSSSSSSWS", "SSSSWWWWSS", "LSSSSSSWSS")] for i in range(10)]
     expected = paired_difference([0] * 8 + [1] * 2, [sum(each) / 3 for each in scores], [[0.9, 0.6, 0.8]])
     assert (strict["value"], strict["low"], strict["high"]) == pytest.approx(expected)
@@ -172,14 +173,30 @@ def test_runs_of_one_way_to_train_are_compared_as_one(tmp_path: Path) -> None:
     assert (other_way["value"], other_way["first_runs"]) == (-strict["value"], strict["other_runs"])
 
 
-def test_runs_of_different_questions_are_not_joined(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "A.jsonl", make_rows("SW")), write(tmp_path / "B.jsonl", make_rows("SWS"))
-    message = refusal(script(a, f"{a.with_name('B.jsonl')},{write(tmp_path / 'C.jsonl', make_rows('SW'))}"))
-    assert "B.jsonl and " in message and "are joined by a comma, but 1 of 3 questions are only in" in message
-    assert b.exists()
-    with_comma = write(tmp_path / "A,B.jsonl", make_rows("SS"))
-    assert script(a, with_comma).returncode == 0
-    assert "no such file" in refusal(script(a, f"{with_comma},{tmp_path / 'D.jsonl'}")).lower()
+def test_files_that_cannot_be_joined(tmp_path: Path) -> None:
+    for name, questions in (("a", "SW"), ("b", "SWS"), ("c", "SW"), ("n2", ["SS", "SW"]), ("part", ["SS", "S"])):
+        write(tmp_path / f"{name}.jsonl", make_rows(questions))
+    write(tmp_path / "a,b.jsonl", make_rows("SS"))
+    base = tmp_path / "a.jsonl"
+    for names, words in (
+        ("b c", "b.jsonl and {}/c.jsonl are joined by a comma, but 1 of 3 questions are only in"),
+        ("c n2", "are joined by a comma, but have 1 to 2 samples per question"),
+        ("part n2", "are joined by a comma, but have 1 to 2 samples per question"),
+        ("c nowhere", "nowhere.jsonl: no such file"),
+    ):
+        message = refusal(script(base, ",".join(f"{tmp_path}/{name}.jsonl" for name in names.split())))
+        assert words.format(tmp_path) in message
+    assert script(base, tmp_path / "a,b.jsonl").returncode == 0, "a name may have a comma in it"
+    for joined in (",", f"{tmp_path}/b.jsonl,", f"{tmp_path}/b.jsonl,,{tmp_path}/c.jsonl", ", ,"):
+        done = script(base, joined)
+        assert done.returncode == 2 and "a name is missing beside a comma" in done.stderr
+    long = ",".join(f"{'x' * 60}{i}.jsonl" for i in range(9))
+    assert f"{'x' * 60}0.jsonl: no such file" in refusal(script(base, long))
+
+
+def test_runs_of_one_model_are_said_to_be_none(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.jsonl", make_rows("SW"), {"model": "m"}) for i in range(3)]
+    assert "warning: 1 and 2 are of the same model" in script(paths[0], f"{paths[1]},{paths[2]}").stdout
 
 
 def edited(**changes: Any) -> Rows:

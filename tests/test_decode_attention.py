@@ -45,9 +45,12 @@ def test_it_equals_the_attention_written_out(
     scale = size**-0.5 if scaling is None else scaling
     expected, _ = eager_attention_forward(module, query, key, value, None if mask == "none" else hidden, scaling=scale)
     given = {"none": None, "bool": seen, "float": hidden}[mask]
-    found, weights = ours.decode_attention(module, query, key, value, given, scaling=scaling)
-    assert found.shape == (rows, queries, heads * shared_by, size) and weights is None
-    torch.testing.assert_close(found, expected, **({"rtol": 2e-2, "atol": 2e-2} if dtype == HALF else {}))
+    whole = [torch.cat([part, torch.full_like(part, 1e9)], dim=2) for part in (key, value)]
+    roomy = [ours.leave_room(part[:, :, :columns], part) for part in whole]
+    for keys_and_values in ([key, value], roomy, [key, roomy[1]], [roomy[0], value]):
+        found, weights = ours.decode_attention(module, query, *keys_and_values, given, scaling=scaling)
+        assert found.shape == (rows, queries, heads * shared_by, size) and weights is None
+        torch.testing.assert_close(found, expected, **({"rtol": 2e-2, "atol": 2e-2} if dtype == HALF else {}))
     assert bool(elsewhere) == (queries > 1)
 
 

@@ -26,6 +26,16 @@ KINDS = {
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8, "tie_word_embeddings": False},
     "gpt2": {},
     "gpt_neox": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 6},
+    "deepseek_v3": {
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+    }
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
+    | {"first_k_dense_replace": 1, "num_key_value_heads": 4, "head_dim": 4},
     "phi3": {},
 }
 
