@@ -4,8 +4,8 @@
 
 Runs of recipes/starter_arithmetic.yaml, one after the other in processes of their own: this project, plain, this
 project, plain ..., each pair with a seed of its own. A run ends when the mean accuracy of the completions of five steps
-in a row reaches 80%; time counts from the first step. Finished runs are kept in --runs_file, and a second start goes on
-with the others.
+in a row reaches 80%; time counts from the first step. Until all are finished, those that are stay in --runs_file, and a
+second start goes on with the others.
 """
 
 from __future__ import annotations
@@ -160,6 +160,7 @@ def main() -> None:
         f"{machine('transformers', 'trl')}\n\nMedians (and range) of {args.pairs} pairs of runs with the same seed.\n\n"
     )
     publish("learning", text + table(header, [line(kind, done) for kind in KINDS]), args.write)
+    args.runs_file.unlink()
 
 
 if __name__ == "__main__":
