@@ -221,10 +221,9 @@ class Decoder:
         return chosen[:, None]
 
 
-def align(batch: Batch, rows: Tensor, end: int, columns: int) -> Tensor:
-    """The mask of a batch's rows in so many columns, with the last token before `end`."""
-    left, right = end - batch.end, columns - end
-    return torch.nn.functional.pad(batch.mask[rows, max(0, -left) : batch.end], (max(0, left), right))
+def align(mask: Tensor, end: int, columns: int) -> Tensor:
+    """A mask in so many columns, with its last one before `end`: cut on the left, or padded with nothing."""
+    return torch.nn.functional.pad(mask, (end - mask.size(1), columns - end))
 
 
 def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
@@ -232,8 +231,8 @@ def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
     finished = sorted(set(range(len(batch.rows))) - set(alive))
     if batch.full or started.end > batch.end or len(finished) != len(started.rows):
         return False
-    places, chosen = torch.tensor(finished, device=batch.mask.device), torch.arange(len(finished))
-    batch.mask[places] = align(started, chosen, batch.end, batch.mask.size(1))
+    places = torch.tensor(finished, device=batch.mask.device)
+    batch.mask[places] = align(started.mask, batch.end, batch.mask.size(1))
     batch.last[places] = started.last
     for layer, other in zip(batch.cache.layers, started.cache.layers, strict=True):
         layer.put(places, other, started.index)
@@ -251,6 +250,6 @@ def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
         for number in range(len(parts[0][0].cache.layers))
     ]
     rows = [batch.rows[number] for batch, numbers in parts for number in numbers]
-    mask = torch.cat([align(batch, own, width, width + ROOM) for batch, own in chosen])
+    mask = torch.cat([align(batch.mask[own, : batch.end], width, width + ROOM) for batch, own in chosen])
     last = torch.cat([batch.last[own] for batch, own in chosen])
     return Batch(rows, mask, last, Cache(layers=layers), torch.arange(len(rows), device=last.device))
