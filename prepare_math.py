@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import marked
+from grpo_math.grading.answers import marked
 from grpo_math.errors import UsageError, run
 from grpo_math.sources import SPLITS, eval_rows, load_splits, text_field, write_splits
 from grpo_math.tasks import latex_answer

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo_math.answers import grade_number
+from grpo_math.grading.answers import grade_number
 
 PEOPLE = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina")
 THINGS = ("clips", "apples", "pages", "letters", "flowers", "pizzas", "boxes", "miles", "eggs", "tickets")

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from grpo_math.arithmetic import sum_problems
-from grpo_math.polynomials import Polynomial, write_polynomial
+from grpo_math.grading.polynomials import Polynomial, write_polynomial
 
 CALCULATE_TEMPLATES = (
     "Calculate {}.",

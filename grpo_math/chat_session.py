@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import Verdict, canonical_number, extract_lenient, marked
+from grpo_math.grading.answers import Verdict, canonical_number, extract_lenient, marked
 from grpo_math.chat_screen import Answer, Screen, notice
 from grpo_math.chat_workers import (
     BACKENDS,

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import canonical_number
+from grpo_math.grading.answers import canonical_number
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl, hold, read_jsonl, write_text_atomic
-from grpo_math.polynomials import canonical_polynomial
+from grpo_math.grading.polynomials import canonical_polynomial
 from grpo_math.statistics import majority_vote, mean_interval, pass_at_k, scorecard
 
 Row = dict[str, Any]

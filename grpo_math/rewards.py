@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from grpo_math.answers import canonical_number
+from grpo_math.grading.answers import canonical_number
 from grpo_math.errors import UsageError
 from grpo_math.plugins import guarded_reward, import_dotted
 from grpo_math.prompts import STYLES, PromptStyle

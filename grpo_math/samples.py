@@ -11,8 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from grpo_math.answers import Verdict, marked
-from grpo_math.grading import trimmed_answer
+from grpo_math.grading.answers import Verdict, marked
+from grpo_math.grading.one_spelling import trimmed_answer
 from grpo_math.prompts import PromptStyle
 from grpo_math.tasks import TASKS
 

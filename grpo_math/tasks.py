@@ -19,13 +19,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import Verdict, canonical_number, grade_number, parse_number
+from grpo_math.grading.answers import Verdict, canonical_number, grade_number, parse_number
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl, write_text_atomic
 from grpo_math.plugins import import_dotted
-from grpo_math.polynomials import canonical_polynomial, grade_polynomial, matching_terms
+from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms
 from grpo_math.prompts import PromptStyle, get_style
-from grpo_math.symbolic import grade_symbolic
+from grpo_math.grading.latex import grade_symbolic
 
 
 def number_closeness(answer: str, gold: str) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from answer_cases import CASES, REFUSED, RULES, Case
 
-from grpo_math.answers import (
+from grpo_math.grading.answers import (
     MARKS,
     Verdict,
     canonical_number,
@@ -131,7 +131,7 @@ def test_wrong_calls_are_told() -> None:
 
 
 def test_starts_in_milliseconds_without_the_heavy_packages() -> None:
-    code = "import sys, grpo_math.answers; print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"
+    code = "import sys, grpo_math.grading.answers; print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed == "[]\n"
 

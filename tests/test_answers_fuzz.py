@@ -12,8 +12,8 @@ from answer_cases import CASES, REFUSED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grpo_math import answers
-from grpo_math.answers import MARKS, canonical_number, extract_lenient, extract_strict, grade_number, parse_number
+from grpo_math.grading import answers
+from grpo_math.grading.answers import MARKS, canonical_number, extract_lenient, extract_strict, grade_number, parse_number
 
 RULES = {*MARKS, "last_number", "none"}
 PIECES = [

@@ -9,7 +9,7 @@ import pytest
 import sympy
 
 from grpo_math.algebra import KINDS, make_questions
-from grpo_math.polynomials import canonical_polynomial, grade_polynomial, matching_terms, parse_polynomial
+from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms, parse_polynomial
 from grpo_math.tasks import number_closeness
 
 READ = [  # text, its one spelling (None: not a polynomial written out)

@@ -8,7 +8,7 @@ import torch
 from conftest import STARTER
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.answers import grade_number
+from grpo_math.grading.answers import grade_number
 from grpo_math.errors import UsageError
 from grpo_math.preflight import stop_arguments
 from grpo_math.prompts import STYLES, asks_in_chat, build_prompt, build_prompts, stop_strings, takes_system_role

@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
 
-from grpo_math import symbolic
-from grpo_math.answers import Verdict, grade_number
-from grpo_math.symbolic import grade_symbolic
+from grpo_math.grading import latex as symbolic
+from grpo_math.grading.answers import Verdict, grade_number
+from grpo_math.grading.latex import grade_symbolic
 
 ROOT = Path(__file__).parent.parent
 
@@ -231,7 +231,7 @@ def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_the_worker_is_locked_down(attempt: str, tmp_path: Path) -> None:
     code = (
-        "import os, socket, subprocess\nfrom grpo_math import symbolic\nsymbolic._lock_down()\nprint('locked')\n"
+        "import os, socket, subprocess\nfrom grpo_math.grading import latex as symbolic\nsymbolic._lock_down()\nprint('locked')\n"
         + attempt
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -274,7 +274,7 @@ def test_works_from_several_threads() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_starts_its_own_worker() -> None:
     code = (
-        "import os\nfrom grpo_math import symbolic as s\n"
+        "import os\nfrom grpo_math.grading import latex as s\n"
         "ask = lambda: s.grade_symbolic(r'\\boxed{x+1}', '1+x', 'boxed').strict\n"
         "assert ask()\npid = s._worker.process.pid\nchild = os.fork()\nassert ask()\n"
         "assert (s._worker.process.pid == pid) == bool(child)\n"
@@ -291,7 +291,7 @@ def test_a_forked_process_starts_its_own_worker() -> None:
 def test_no_worker_outlives_its_process(end: str, tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"  # grades at import, without `if __name__ == "__main__"`
     script.write_text(
-        "import os, signal\nfrom grpo_math import symbolic as s\n"
+        "import os, signal\nfrom grpo_math.grading import latex as s\n"
         "assert s.grade_symbolic(r'\\boxed{x+1}', '1+x', 'boxed').strict\n"
         f"print(s._worker.process.pid, flush=True)\n{end}\n"
     )
@@ -315,5 +315,5 @@ def test_a_worker_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, grpo_math.symbolic; print([m for m in ('sympy', 'math_verify', 'torch') if m in sys.modules])"
+    code = "import sys, grpo_math.grading.latex; print([m for m in ('sympy', 'math_verify', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"

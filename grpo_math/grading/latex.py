@@ -21,8 +21,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from grpo_math.answers import MARKS, Verdict, grade_number, parse_number
-from grpo_math.grading import marked_answers
+from grpo_math.grading.answers import MARKS, Verdict, grade_number, parse_number
+from grpo_math.grading.one_spelling import marked_answers
 
 LIMIT_SECONDS = 1.0  # of CPU time per comparison, from when the worker starts on it
 WALL_SECONDS = 10.0  # the same on the clock, for a machine so busy that CPU time hardly passes
@@ -98,7 +98,7 @@ class _Worker:
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             # Not multiprocessing: that would import the user's script again. -P: and nothing from the current folder.
-            [sys.executable, "-P", "-c", "from grpo_math.symbolic import _serve; _serve()"],
+            [sys.executable, "-P", "-c", "from grpo_math.grading.latex import _serve; _serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

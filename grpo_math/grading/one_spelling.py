@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from grpo_math.answers import MARKS, Verdict, answer_scope, marked
+from grpo_math.grading.answers import MARKS, Verdict, answer_scope, marked
 
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
