@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo_math.algebra import KINDS, RANGES, make_questions
+from grpo_math.data.algebra import KINDS, RANGES, make_questions
 from grpo_math.errors import UsageError, run
-from grpo_math.tasks import fingerprint, write_rows
+from grpo_math.data.tasks import fingerprint, write_rows
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.errors import UsageError, run
-from grpo_math.sources import eval_rows, load_splits, text_field, write_splits
-from grpo_math.tasks import gsm8k_answer
+from grpo_math.data.sources import eval_rows, load_splits, text_field, write_splits
+from grpo_math.data.tasks import gsm8k_answer
 
 HUB_ID = "openai/gsm8k"
 

@@ -59,8 +59,8 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOTrainer
 
-    from grpo_math.arithmetic import sum_problems
-    from grpo_math.prompts import build_prompt, get_style
+    from grpo_math.data.arithmetic import sum_problems
+    from grpo_math.data.prompts import build_prompt, get_style
     from grpo_math.rewards import build_rewards
     from grpo_math.trainer import MathGRPOTrainer
 

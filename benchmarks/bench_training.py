@@ -43,8 +43,8 @@ def build(kind: type, folder: str, iterations: int):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig
 
-    from grpo_math.arithmetic import sum_problems
-    from grpo_math.prompts import build_prompt, get_style
+    from grpo_math.data.arithmetic import sum_problems
+    from grpo_math.data.prompts import build_prompt, get_style
 
     def given(trainer, prompt_ids, *_, **__):
         noise = torch.Generator().manual_seed(trainer.round)

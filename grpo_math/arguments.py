@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from grpo_math.errors import UsageError
-from grpo_math.prompts import STYLES
+from grpo_math.data.prompts import STYLES
 from grpo_math.rewards import REGISTRY
 from grpo_math.training_data import DataOptions, add_data_flags
 

@@ -13,8 +13,8 @@ from grpo_math.chat_session import Row, Session
 from grpo_math.chat_workers import Message, Worker, attend
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
-from grpo_math.prompts import get_style
-from grpo_math.tasks import get_task, load_rows
+from grpo_math.data.prompts import get_style
+from grpo_math.data.tasks import get_task, load_rows
 
 BATCH = {"transformers": 64, "vllm": 256, "openai": 32}  # questions that are answered, and saved, together
 

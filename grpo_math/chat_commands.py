@@ -11,7 +11,7 @@ from grpo_math.chat_session import LIMITS, Session, number
 from grpo_math.chat_workers import Worker
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
-from grpo_math.prompts import STYLES, get_style
+from grpo_math.data.prompts import STYLES, get_style
 from grpo_math.reporting import printable
 
 

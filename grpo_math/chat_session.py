@@ -31,9 +31,9 @@ from grpo_math.chat_workers import (
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation import Sampling
-from grpo_math.prompts import PromptStyle, get_style
+from grpo_math.data.prompts import PromptStyle, get_style
 from grpo_math.runs import resolve_model
-from grpo_math.tasks import TASKS, get_task
+from grpo_math.data.tasks import TASKS, get_task
 
 Row = dict[str, Any]
 LIMITS = {"temperature": (float, 0, 100), "max_tokens": (int, 1, 1 << 30), "seed": (int, 0, 1 << 32)}

@@ -36,7 +36,7 @@ from grpo_math.generation import (
     load_tokenizer,
 )
 from grpo_math.openai_generation import OpenAIServer
-from grpo_math.prompts import (
+from grpo_math.data.prompts import (
     PromptStyle,
     asks_in_chat,
     build_conversation,

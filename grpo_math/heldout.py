@@ -17,9 +17,9 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from grpo_math.prompts import PromptStyle
+from grpo_math.data.prompts import PromptStyle
 from grpo_math.statistics import mean_interval
-from grpo_math.tasks import get_task
+from grpo_math.data.tasks import get_task
 
 
 class HeldOut(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any, cast
 
-from grpo_math.prompts import STYLES, build_prompt
+from grpo_math.data.prompts import STYLES, build_prompt
 from grpo_math.reporting import percent
 
 # The terms of the training data by task, and its name on the Hub.

@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 
 from grpo_math.grading.answers import Verdict, marked
 from grpo_math.grading.one_spelling import trimmed_answer
-from grpo_math.prompts import PromptStyle
-from grpo_math.tasks import TASKS
+from grpo_math.data.prompts import PromptStyle
+from grpo_math.data.tasks import TASKS
 
 LEAST_REASONING = 10  # characters of its own that a reasoning tag must hold to be one
 ASIDE = 30  # characters that may follow the answer: a unit, a bracket, a full stop, but no reasoning

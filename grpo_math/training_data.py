@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo_math.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
+from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
 from grpo_math.errors import UsageError
-from grpo_math.tasks import fingerprint, load_rows
+from grpo_math.data.tasks import fingerprint, load_rows
 
 Row = dict[str, Any]
 

@@ -40,8 +40,8 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from grpo_math.arithmetic import TEMPLATES, Problem, random_problem, sum_problems
-from grpo_math.prompts import STYLES, build_prompt
+from grpo_math.data.arithmetic import TEMPLATES, Problem, random_problem, sum_problems
+from grpo_math.data.prompts import STYLES, build_prompt
 
 VOCABULARY = 512
 LARGEST = 99  # operands lie between -LARGEST and LARGEST

@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 from safetensors.torch import load_file, save_file
 
-from grpo_math.plugins import announced, guarded_reward
+from grpo_math.data.plugins import announced, guarded_reward
 
 ROWS = [{"question": f"What is {n} plus 1?", "answer": str(n + 1), "task": "arithmetic"} for n in range(40)]
 TRAIN = ["train_grpo.py", STARTER, "--train_data", "train.jsonl", "--output_dir", "run", "--report_to", "none"]

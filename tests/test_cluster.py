@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, STARTER, read_rows, write_jsonl
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 
 pytestmark = pytest.mark.slow
 VLLM_VENV = str(ROOT / ".venv-vllm")

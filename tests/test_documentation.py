@@ -17,7 +17,7 @@ import sys
 import pytest
 from conftest import DRIVER, ROOT, STARTER, run_all, write_jsonl
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
-from grpo_math.prompts import build_prompt, get_style
+from grpo_math.data.prompts import build_prompt, get_style
 
 GROUP, CAP = 4, 10
 REWARDS = [1.0, 0.0, 0.2, 0.0, 1.0, 1.0, 0.0, 1.2]

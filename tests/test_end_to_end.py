@@ -8,8 +8,8 @@ import shutil
 import pytest
 from conftest import STARTER, read_rows, run_all, write_jsonl
 
-from grpo_math.prompts import STYLES
-from grpo_math.tasks import TASKS
+from grpo_math.data.prompts import STYLES
+from grpo_math.data.tasks import TASKS
 
 pytestmark = pytest.mark.slow
 GSM8K = [{"question": f"Tom has {n} apples and buys {n}. How many?", "answer": f"#### {2 * n}"} for n in range(2, 8)]

@@ -8,8 +8,8 @@ import pytest
 from conftest import STARTER, kill_after, read_rows, script, write_jsonl
 from transformers import AutoTokenizer
 
-from grpo_math.arithmetic import sum_problems
-from grpo_math.prompts import STYLES, build_prompt, prompt_token_ids
+from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
 from grpo_math.reporting import printable
 from grpo_math.results import ResultsFile, summarize
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import STARTER, read_rows, run_all, write_jsonl
 
 from grpo_math.arguments import parse_options
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.statistics import mean_interval
 from grpo_math.training_data import load_training_data

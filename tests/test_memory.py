@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, STARTER, script, write_jsonl
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 
 pytestmark = pytest.mark.slow
 RUN = [

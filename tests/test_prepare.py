@@ -5,9 +5,9 @@ import re
 import pytest
 from conftest import read_rows, script, write_jsonl
 
-from grpo_math.arithmetic import DIFFERENCE_TEMPLATES, SUM_TEMPLATES, Problem, count_problems, sum_problems
+from grpo_math.data.arithmetic import DIFFERENCE_TEMPLATES, SUM_TEMPLATES, Problem, count_problems, sum_problems
 from grpo_math.errors import UsageError
-from grpo_math.tasks import gsm8k_answer, latex_answer, load_rows
+from grpo_math.data.tasks import gsm8k_answer, latex_answer, load_rows
 
 
 def test_arithmetic_answers_are_those_of_the_numbers_in_the_question():
@@ -358,7 +358,7 @@ def test_ones_own_answers(tmp_path, answer, task, canonical):
         ("18 or 20", None, "'18 or 20' is not an answer to task 'custom'"),
         ("(x+1)(x+2)", "polynomial", "is not an answer to task 'polynomial'"),
         ("7", "nowhere.task", "--task: cannot import 'nowhere.task'"),
-        ("7", "math.pi", "--task: 'math.pi' is not a grpo_math.tasks.Task"),
+        ("7", "math.pi", "--task: 'math.pi' is not a grpo_math.data.tasks.Task"),
     ],
 )
 def test_ones_own_answers_that_do_not_fit(tmp_path, answer, task, message):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, STARTER, write_jsonl
 
-from grpo_math.algebra import make_questions
+from grpo_math.data.algebra import make_questions
 from grpo_math.arguments import parse_options, trl_parser
 
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))

@@ -20,7 +20,7 @@ from terminal import Terminal, children, gone
 from grpo_math.chat_screen import Answer, Screen
 from grpo_math.chat_session import number, reasoning
 from grpo_math.errors import UsageError
-from grpo_math.prompts import STYLES, build_conversation, build_prompt
+from grpo_math.data.prompts import STYLES, build_conversation, build_prompt
 
 REPL = "instruct_model_repl.py"
 QUESTION = "What is 4 plus 5?"

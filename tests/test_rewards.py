@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_math.errors import UsageError
-from grpo_math.prompts import STYLES, get_style
+from grpo_math.data.prompts import STYLES, get_style
 from grpo_math.rewards import REGISTRY, build_rewards, completion_text
 
 CASES = [  # reward, style, completion, gold, expected

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import STARTER, read_rows, script, write_jsonl
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 from search_hyperparameters import Values, parse_space
 
 SEARCH = [

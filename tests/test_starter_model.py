@@ -7,8 +7,8 @@ from conftest import STARTER
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.arithmetic import sum_problems
-from grpo_math.prompts import STYLES, build_prompt, prompt_token_ids
+from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
 
 TEXTS = [
     "Take -45 away from 9. What is left?",

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import STARTER, script, write_jsonl
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.tracking import choose_trackers, identify_run, wandb_login, wandb_silence
 

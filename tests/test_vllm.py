@@ -16,7 +16,7 @@ import pytest
 from conftest import STARTER, kill_after, read_rows, script, vllm_environment, write_jsonl
 from terminal import Terminal
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 
 pytestmark = pytest.mark.slow
 QUESTIONS = 200

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import NamedTuple
 
-from grpo_math.arithmetic import sum_problems
+from grpo_math.data.arithmetic import sum_problems
 from grpo_math.grading.polynomials import Polynomial, write_polynomial
 
 CALCULATE_TEMPLATES = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
-from grpo_math.tasks import encode_rows, fingerprint, write_rows
+from grpo_math.data.tasks import encode_rows, fingerprint, write_rows
 
 SPLITS = {"train": "train", "test": "eval"}  # the data set's name of a split, and ours
 RawRow = tuple[str, dict[str, Any]]  # where a row came from, for messages, and the row

@@ -22,9 +22,9 @@ from typing import Any
 from grpo_math.grading.answers import Verdict, canonical_number, grade_number, parse_number
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl, write_text_atomic
-from grpo_math.plugins import import_dotted
+from grpo_math.data.plugins import import_dotted
 from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms
-from grpo_math.prompts import PromptStyle, get_style
+from grpo_math.data.prompts import PromptStyle, get_style
 from grpo_math.grading.latex import grade_symbolic
 
 
@@ -97,7 +97,7 @@ def use_task(name: str) -> Task:
     if name not in TASKS and "." in name:
         task = import_dotted(name, "--task")
         if not isinstance(task, Task):
-            raise UsageError(f"--task: {name!r} is not a grpo_math.tasks.Task")
+            raise UsageError(f"--task: {name!r} is not a grpo_math.data.tasks.Task")
         TASKS[name] = task
     return get_task(name)
 
