@@ -30,7 +30,7 @@ from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
 from grpo_math.generation import Loading, load_config, load_tokenizer
 from grpo_math.launch import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
-from grpo_math.rewards import build_rewards
+from grpo_math.rewards.functions import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model, write_record
 from grpo_math.data.tasks import choose_style
 from grpo_math.tracking import choose_trackers, identify_run

@@ -21,7 +21,7 @@ from grpo_math.curves import Run, draw, render
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.reporting import percent
-from grpo_math.rewards import completion_text
+from grpo_math.rewards.functions import completion_text
 from grpo_math.runs import read_record
 
 REPORT = "report.html"

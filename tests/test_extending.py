@@ -10,7 +10,7 @@ from conftest import ROOT, STARTER, read_rows
 from test_end_to_end import run_all
 
 from grpo_math.data.prompts import STYLES
-from grpo_math.rewards import REGISTRY
+from grpo_math.rewards.functions import REGISTRY
 from grpo_math.data.tasks import TASKS
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

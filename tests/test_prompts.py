@@ -12,7 +12,7 @@ from grpo_math.grading.answers import grade_number
 from grpo_math.errors import UsageError
 from grpo_math.preflight import stop_arguments
 from grpo_math.data.prompts import STYLES, asks_in_chat, build_prompt, build_prompts, stop_strings, takes_system_role
-from grpo_math.samples import Sample
+from grpo_math.rewards.completion import Sample
 
 # As in the models' own tokenizer_config.json, shortened to what they do with roles.
 GEMMA_2 = (

@@ -9,7 +9,7 @@ from conftest import read_rows
 
 from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES, get_style
-from grpo_math.rewards import REGISTRY, build_rewards
+from grpo_math.rewards.functions import REGISTRY, build_rewards
 
 QUESTION = "Natalia sold 48 clips in April and half as many in May. How many did she sell altogether?"
 CAP = 100  # tokens

@@ -4,7 +4,7 @@ import pytest
 
 from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES, get_style
-from grpo_math.rewards import REGISTRY, build_rewards, completion_text
+from grpo_math.rewards.functions import REGISTRY, build_rewards, completion_text
 
 CASES = [  # reward, style, completion, gold, expected
     ("accuracy", "hash", "3 * 24 = 72\n#### 72", "72", 1.0),
