@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from grpo_math.errors import run
 from grpo_math.evaluation import argument_parser, evaluate
-from grpo_math.vllm_generation import VllmBackend
+from grpo_math.generation.vllm_backend import VllmBackend
 
 
 def main() -> None:

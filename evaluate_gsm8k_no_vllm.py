@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from grpo_math.errors import run
 from grpo_math.evaluation import argument_parser, evaluate
-from grpo_math.transformers_generation import TransformersBackend
+from grpo_math.generation.transformers_backend import TransformersBackend
 
 
 def main() -> None:

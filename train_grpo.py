@@ -27,7 +27,7 @@ from grpo_math.arguments import (
     trl_parser,
 )
 from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
-from grpo_math.generation import Loading, load_config, load_tokenizer
+from grpo_math.generation.backend import Loading, load_config, load_tokenizer
 from grpo_math.launch import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards.functions import build_rewards
@@ -68,7 +68,7 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
 
     from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
     from grpo_math.stopping import StopsAtStrings
-    from grpo_math.vllm_generation import prepare_training_engine
+    from grpo_math.generation.vllm_backend import prepare_training_engine
 
     args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {

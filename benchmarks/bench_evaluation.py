@@ -107,9 +107,9 @@ def timed(clock: Callable[[], float], function: Callable[[], list[str]]) -> tupl
 
 def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
     """Lines of the table for one case."""
-    from grpo_math.generation import Loading, Sampling, load_tokenizer
+    from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
     from grpo_math.runs import ModelSource
-    from grpo_math.transformers_generation import TransformersBackend
+    from grpo_math.generation.transformers_backend import TransformersBackend
 
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
         if args.continuous:
             ways["transformers' continuous batching"] = lambda: continuous_batching(backend, prompts, sampling)
         if args.vllm:
-            from grpo_math.vllm_generation import VllmBackend
+            from grpo_math.generation.vllm_backend import VllmBackend
 
             vllm = VllmBackend(source, loading, tokenizer, 60 + case.cap, options)
             ways["this project, with vLLM"] = lambda: this_project(vllm, prompts, sampling)

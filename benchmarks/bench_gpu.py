@@ -97,7 +97,7 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl import GRPOTrainer
 
-    from grpo_math.decoding import Decoder, chooser, finisher
+    from grpo_math.generation.decoder import Decoder, chooser, finisher
     from grpo_math.trainer import MathGRPOTrainer
 
     cuda = torch.cuda.is_available()

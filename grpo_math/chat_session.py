@@ -30,7 +30,7 @@ from grpo_math.chat_workers import (
 )
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
-from grpo_math.generation import Sampling
+from grpo_math.generation.backend import Sampling
 from grpo_math.data.prompts import PromptStyle, get_style
 from grpo_math.runs import resolve_model
 from grpo_math.data.tasks import TASKS, get_task

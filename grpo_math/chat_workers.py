@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from grpo_math.errors import UsageError
-from grpo_math.generation import (
+from grpo_math.generation.backend import (
     Completion,
     Loading,
     Sampling,
@@ -35,7 +35,7 @@ from grpo_math.generation import (
     load_config,
     load_tokenizer,
 )
-from grpo_math.openai_generation import OpenAIServer
+from grpo_math.generation.openai_client import OpenAIServer
 from grpo_math.data.prompts import (
     PromptStyle,
     asks_in_chat,
@@ -45,8 +45,8 @@ from grpo_math.data.prompts import (
     takes_system_role,
 )
 from grpo_math.runs import resolve_model
-from grpo_math.transformers_generation import TransformersBackend
-from grpo_math.vllm_generation import VllmBackend
+from grpo_math.generation.transformers_backend import TransformersBackend
+from grpo_math.generation.vllm_backend import VllmBackend
 
 BACKENDS = ("transformers", "vllm", "openai")
 STOP, QUIT = "stop", "quit"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from grpo_math.decoding import can_decode
+from grpo_math.generation.decoder import can_decode
 
 VARYING = {"dynamic", "longrope"}  # rotary embeddings that change with the width of a batch
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from grpo_math.decoding import Decoder, can_decode, chooser, finisher, without_adapter
+from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher, without_adapter
 from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, micro_batches, removable_padding, repack
 from grpo_math.shared_prompts import log_probs, same_prompts, why_not_shared
 from grpo_math.step_metrics import Size, StepMetrics
@@ -142,7 +142,7 @@ class MathGRPOTrainer(GRPOTrainer):
             return *log_probs(model, self._backbone, ids, mask, completion, entropy), None
 
     def _generates_by_itself(self) -> bool:
-        """Whether `grpo_math.decoding` samples as this trainer's settings ask, from weights that are whole here."""
+        """Whether `grpo_math.generation.decoder` samples as this trainer's settings ask, from weights that are whole here."""
         args, launch = self.args, str(self.accelerator.distributed_type.value)
         otherwise = (
             *(self.use_vllm, self.use_transformers_continuous_batching, args.cache_implementation, self._is_vlm),

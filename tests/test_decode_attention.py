@@ -7,7 +7,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from grpo_math import decode_attention as ours
+from grpo_math.generation import decode_attention as ours
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 

@@ -7,10 +7,10 @@ import torch
 from conftest import STARTER
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from grpo_math.decoding import Decoder, can_decode, chooser, finisher
-from grpo_math.generation import Loading, Sampling, load_tokenizer
+from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher
+from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
 from grpo_math.runs import ModelSource
-from grpo_math.transformers_generation import TransformersBackend
+from grpo_math.generation.transformers_backend import TransformersBackend
 
 CAP, ENDS, PAD = 24, list(range(10)), 63
 SIZES = {

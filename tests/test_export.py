@@ -13,11 +13,11 @@ from hub import TOKEN, Hub, Repository
 
 from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
 from grpo_math.data.arithmetic import sum_problems
-from grpo_math.generation import Loading, Sampling, load_tokenizer
+from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
 from grpo_math.launch import machine_defaults
 from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
 from grpo_math.runs import build_record, differences, read_record, resolve_model
-from grpo_math.transformers_generation import TransformersBackend
+from grpo_math.generation.transformers_backend import TransformersBackend
 
 QUESTIONS = 200
 # The stand-in has the Hub's older storage of large files (git-lfs), and not Xet.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.errors import UsageError
-from grpo_math.generation import Completion, Loading, Sampling, Watch, end_tokens, model_error, resolve_dtype
+from grpo_math.generation.backend import Completion, Loading, Sampling, Watch, end_tokens, model_error, resolve_dtype
 from grpo_math.runs import ModelSource, adapter_base
 
 if TYPE_CHECKING:

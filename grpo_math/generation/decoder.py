@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
-from grpo_math.decode_attention import fast_attention, leave_room
+from grpo_math.generation.decode_attention import fast_attention, leave_room
 
 Choose = Callable[[Tensor], Tensor]
 Finished = Callable[[list[int]], bool]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grpo_math.errors import out_of_memory
-from grpo_math.generation import (
+from grpo_math.generation.backend import (
     Completion,
     Loading,
     Sampling,
@@ -54,7 +54,7 @@ class TransformersBackend:
     def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
         import torch
 
-        from grpo_math.decoding import can_decode
+        from grpo_math.generation.decoder import can_decode
 
         method = self._decode if can_decode(self.model) else self._generate_padded
         torch.manual_seed(sampling.seed)
@@ -65,7 +65,7 @@ class TransformersBackend:
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         import torch
 
-        from grpo_math.decoding import can_decode
+        from grpo_math.generation.decoder import can_decode
 
         method = self._decode if can_decode(self.model) else self._generate_padded
         repeated = [prompt for prompt in prompts for _ in range(sampling.n)]
@@ -85,7 +85,7 @@ class TransformersBackend:
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
     def _decode(self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None) -> list[list[int]]:
-        from grpo_math.decoding import Decoder, chooser, finisher
+        from grpo_math.generation.decoder import Decoder, chooser, finisher
 
         choose = chooser(sampling.temperature, sampling.top_p, sampling.top_k)
         whole = finisher(self.end_tokens, sampling.max_tokens, sampling.stop, self.tokenizer)
@@ -97,7 +97,7 @@ class TransformersBackend:
         self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None
     ) -> list[list[int]]:
         """With transformers' own `generate`, for models that keep more of a sequence than keys and values."""
-        from grpo_math.decoding import stopping_criteria
+        from grpo_math.generation.decoder import stopping_criteria
 
         config = self._generation_config(sampling)
         self.model.generation_config = config  # else values that are None are filled in from the model's own
@@ -149,7 +149,7 @@ def rows_that_fit(model: Any, max_length: int) -> int:
     import psutil
     import torch
 
-    from grpo_math.decoding import ROOM
+    from grpo_math.generation.decoder import ROOM
 
     config = model.config.get_text_config()
     attention = getattr(config, "num_attention_heads", None)

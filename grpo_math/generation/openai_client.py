@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from grpo_math.errors import UsageError
-from grpo_math.generation import Completion, Sampling, Watch
+from grpo_math.generation.backend import Completion, Sampling, Watch
 
 SECONDS_TO_CONNECT = 10.0
 SECONDS_BETWEEN_LOOKS = 0.05  # how soon a stop is noticed while the server is silent
