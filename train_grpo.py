@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_math.arguments import (
+from grpo_math.launch.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
     Options,
@@ -28,13 +28,13 @@ from grpo_math.arguments import (
 )
 from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
 from grpo_math.generation.backend import Loading, load_config, load_tokenizer
-from grpo_math.launch import check_launch, is_main_process, machine_defaults, vllm_mode
+from grpo_math.launch.processes import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards.functions import build_rewards
 from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model, write_record
 from grpo_math.data.tasks import choose_style
-from grpo_math.tracking import choose_trackers, identify_run
-from grpo_math.training_data import TrainingData, load_training_data
+from grpo_math.launch.tracking import choose_trackers, identify_run
+from grpo_math.launch.training_data import TrainingData, load_training_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -153,7 +153,7 @@ def prepare(options: Options) -> Plan:
     style = choose_style(options.prompt, rows)
     build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
 
-    from grpo_math.preflight import check_context, check_weights, conflicts, plan_batches, stop_arguments
+    from grpo_math.launch.checks import check_context, check_weights, conflicts, plan_batches, stop_arguments
 
     machine, notes = machine_defaults()
     trl_args = parse_trl_arguments(options, machine)
@@ -201,8 +201,8 @@ def dry_run(plan: Plan) -> None:
     """Print what the run would take, on every rank of the launch, without its weights."""
     from trl import get_peft_config
 
-    from grpo_math.launch import rank_line
-    from grpo_math.memory import count_parameters, estimate, memory_lines
+    from grpo_math.launch.processes import rank_line
+    from grpo_math.launch.memory import count_parameters, estimate, memory_lines
 
     parameters = count_parameters(plan.model_config, get_peft_config(plan.model_args))
     parts = estimate(parameters, plan.model_config, plan.args, plan.model_args, plan.longest_prompt)
@@ -225,10 +225,10 @@ def train(plan: Plan, options: Options) -> None:
     """
     from grpo_math.callbacks import StopSignal
     from grpo_math.diagnosis import Diagnosis
-    from grpo_math.failures import loading_explained, shortage_explained
+    from grpo_math.launch.failures import loading_explained, shortage_explained
     from grpo_math.heldout import HeldOut
-    from grpo_math.preflight import steps_between_generations
-    from grpo_math.vllm_server import ServerWatch, server_url, wait_for_server
+    from grpo_math.launch.checks import steps_between_generations
+    from grpo_math.launch.vllm_server import ServerWatch, server_url, wait_for_server
 
     record, checkpoint = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
     if record is None:

@@ -34,7 +34,7 @@ KINDS = {
 
 def build_args(kind: str, seed: int) -> tuple[Any, list[str]]:
     """TRL's arguments of a run, and the names of its rewards."""
-    from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
+    from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments
 
     options = parse_options(["--config", str(ROOT / "recipes/starter_arithmetic.yaml")], "")
     if kind == "defaults":  # all but what the task asks for, and the size of a step

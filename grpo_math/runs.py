@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from grpo_math.errors import JOB_STATUS, UsageError, first_line
 from grpo_math.files import hold, write_text_atomic
-from grpo_math.launch import is_main_process
+from grpo_math.launch.processes import is_main_process
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig

@@ -6,9 +6,9 @@ import time
 import pytest
 from conftest import ROOT, STARTER, script, write_jsonl
 
-from grpo_math.arguments import REWARDS, parse_options
+from grpo_math.launch.arguments import REWARDS, parse_options
 from grpo_math.errors import UsageError
-from grpo_math.preflight import check_weights, plan_batches
+from grpo_math.launch.checks import check_weights, plan_batches
 
 ROWS = [{"question": f"What is {i} plus 1?", "answer": i + 1, "task": "arithmetic"} for i in range(40)]
 

@@ -14,7 +14,7 @@ from conftest import STARTER
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.arguments import build_configs, parse_options, parse_trl_arguments
+from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments
 from grpo_math.data.prompts import build_prompt, get_style
 
 GROUP, CAP = 4, 10

@@ -5,11 +5,11 @@ import json
 import pytest
 from conftest import STARTER, read_rows, run_all, write_jsonl
 
-from grpo_math.arguments import parse_options
+from grpo_math.launch.arguments import parse_options
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.statistics import mean_interval
-from grpo_math.training_data import load_training_data
+from grpo_math.launch.training_data import load_training_data
 
 RUN = [
     *("--train_data", "data/train.jsonl", "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2),

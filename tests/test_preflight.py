@@ -3,9 +3,9 @@
 import pytest
 from conftest import STARTER, script, write_jsonl
 
-from grpo_math import preflight
-from grpo_math.arguments import parse_options, parse_trl_arguments
-from grpo_math.preflight import conflicts, steps_between_generations
+from grpo_math.launch import checks as preflight
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments
+from grpo_math.launch.checks import conflicts, steps_between_generations
 
 PEFT = "--use_peft true"
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

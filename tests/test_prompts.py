@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_math.grading.answers import grade_number
 from grpo_math.errors import UsageError
-from grpo_math.preflight import stop_arguments
+from grpo_math.launch.checks import stop_arguments
 from grpo_math.data.prompts import STYLES, asks_in_chat, build_prompt, build_prompts, stop_strings, takes_system_role
 from grpo_math.rewards.completion import Sample
 

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT, STARTER, write_jsonl
 
 from grpo_math.data.algebra import make_questions
-from grpo_math.arguments import parse_options, trl_parser
+from grpo_math.launch.arguments import parse_options, trl_parser
 
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 # The models' published architectures, and how many parameters each is known to have.

@@ -15,7 +15,7 @@ from conftest import STARTER, script, write_jsonl
 
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
-from grpo_math.tracking import choose_trackers, identify_run, wandb_login, wandb_silence
+from grpo_math.launch.tracking import choose_trackers, identify_run, wandb_login, wandb_silence
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdefplanted0123456789abcdef0",
@@ -124,7 +124,7 @@ def test_what_cannot_be_reported_to_is_refused(nowhere, monkeypatch, given, word
 )
 def test_wandb_when_asked_or_logged_in_and_never_a_prompt(nowhere, monkeypatch, login, chosen, given, report_to, mode):
     installed(monkeypatch, "tensorboard", "wandb")
-    monkeypatch.setattr("grpo_math.tracking.wandb_silence", lambda: None)
+    monkeypatch.setattr("grpo_math.launch.tracking.wandb_silence", lambda: None)
     if login:
         (nowhere / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
         (nowhere / ".netrc").chmod(0o600)

@@ -18,7 +18,7 @@ from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, build, compare, relativ
 from transformers import AutoConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from grpo_math.arguments import parse_options, parse_trl_arguments, set_advantage
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments, set_advantage
 from grpo_math.errors import UsageError
 from grpo_math.micro_batches import LOSS_TYPES, loss_mask, micro_batches, removable_padding, repack
 from grpo_math.shared_prompts import log_probs, why_not_shared

@@ -35,7 +35,7 @@ def server(tmp_path_factory):
 
 WATCHER = """
 import sys, time
-from grpo_math.vllm_server import ServerWatch, wait_for_server
+from grpo_math.launch.vllm_server import ServerWatch, wait_for_server
 wait_for_server(sys.argv[1], 300, print)
 class Generation:
     def sync_weights(self):

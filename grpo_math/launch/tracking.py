@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError, first_line
 from grpo_math.files import write_text_atomic
-from grpo_math.launch import is_main_process
+from grpo_math.launch.processes import is_main_process
 from grpo_math.runs import IDENTITY
 
 if TYPE_CHECKING:

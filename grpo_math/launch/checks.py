@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_math.errors import UsageError
-from grpo_math.launch import launched_processes, strategy, vllm_mode
+from grpo_math.launch.processes import launched_processes, strategy, vllm_mode
 
 
 @dataclass(frozen=True)

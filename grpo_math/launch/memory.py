@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.errors import UsageError
-from grpo_math.launch import launched_processes, strategy, vllm_mode
+from grpo_math.launch.processes import launched_processes, strategy, vllm_mode
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig

@@ -17,7 +17,7 @@ import yaml
 from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES
 from grpo_math.rewards.functions import REGISTRY
-from grpo_math.training_data import DataOptions, add_data_flags
+from grpo_math.launch.training_data import DataOptions, add_data_flags
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
