@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
     from trl import GRPOConfig, ModelConfig
 
-    from grpo_math.stopping import StopsAtStrings
+    from grpo_math.training.stopping import StopsAtStrings
 
 
 def say(line: str) -> None:
@@ -66,8 +66,8 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
     from transformers import PrinterCallback, ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
-    from grpo_math.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
-    from grpo_math.stopping import StopsAtStrings
+    from grpo_math.training.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
+    from grpo_math.training.stopping import StopsAtStrings
     from grpo_math.generation.vllm_backend import prepare_training_engine
 
     args, model_args = plan.args, plan.model_args
@@ -223,10 +223,10 @@ def train(plan: Plan, options: Options) -> None:
     Raises:
         UsageError: the folder holds another run, or this one cannot learn.
     """
-    from grpo_math.callbacks import StopSignal
-    from grpo_math.diagnosis import Diagnosis
+    from grpo_math.training.callbacks import StopSignal
+    from grpo_math.training.diagnosis import Diagnosis
     from grpo_math.launch.failures import loading_explained, shortage_explained
-    from grpo_math.heldout import HeldOut
+    from grpo_math.training.held_out import HeldOut
     from grpo_math.launch.checks import steps_between_generations
     from grpo_math.launch.vllm_server import ServerWatch, server_url, wait_for_server
 

@@ -98,7 +98,7 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
     from trl import GRPOTrainer
 
     from grpo_math.generation.decoder import Decoder, chooser, finisher
-    from grpo_math.trainer import MathGRPOTrainer
+    from grpo_math.training.trainer import MathGRPOTrainer
 
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda else torch.float32

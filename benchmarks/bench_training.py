@@ -106,7 +106,7 @@ def measure(
     """A line of the table for each case."""
     from trl import GRPOTrainer
 
-    from grpo_math.trainer import MathGRPOTrainer
+    from grpo_math.training.trainer import MathGRPOTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         trainers = [build(kind, folder, iterations) for kind in (GRPOTrainer, MathGRPOTrainer)]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import STARTER, script, write_jsonl
 
-from grpo_math.diagnosis import WINDOW, Diagnosis
+from grpo_math.training.diagnosis import WINDOW, Diagnosis
 
 FINE = {
     "grad_norm": 1.0,

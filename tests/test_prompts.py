@@ -158,7 +158,7 @@ def trainer(request, tmp_path_factory):
     from datasets import Dataset
     from trl import GRPOConfig
 
-    from grpo_math.stopping import StopsAtStrings
+    from grpo_math.training.stopping import StopsAtStrings
 
     folder = tmp_path_factory.mktemp("stop")
     shutil.copytree(STARTER, folder / "base", ignore=shutil.ignore_patterns("*.py", "chat_template*"))

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 
 from grpo_math.data.arithmetic import sum_problems
-from grpo_math.callbacks import MetricsFile
+from grpo_math.training.callbacks import MetricsFile
 from grpo_math.runs import FINAL, is_complete, last_complete_checkpoint, read_record
 
 SMALL = [

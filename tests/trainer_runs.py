@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo_math.trainer import MathGRPOTrainer
+from grpo_math.training.trainer import MathGRPOTrainer
 
 GROUP, CAP = 4, 12
 QUESTIONS = [f"What is {a} plus {b}?" + " Say it." * (a % 3) for a in range(8) for b in (3, 41)]

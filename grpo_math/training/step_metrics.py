@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_math.micro_batches import Batch, loss_mask
-from grpo_math.shared_prompts import same_prompts
+from grpo_math.training.micro_batches import Batch, loss_mask
+from grpo_math.training.shared_prompts import same_prompts
 
 
 class Size(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from grpo_math.trainer import MathGRPOTrainer
+from grpo_math.training.trainer import MathGRPOTrainer
 
 
 class StopsAtStrings(MathGRPOTrainer):

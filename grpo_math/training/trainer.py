@@ -1,7 +1,7 @@
 """What is added to TRL's GRPOTrainer, and nothing else.
 
-- No work whose gradient is zero: TRL's micro-batches are made again by `grpo_math.micro_batches`.
-- A prompt runs once for the completions of a micro-batch that continue it: `grpo_math.shared_prompts`.
+- No work whose gradient is zero: TRL's micro-batches are made again by `grpo_math.training.micro_batches`.
+- A prompt runs once for the completions of a micro-batch that continue it: `grpo_math.training.shared_prompts`.
 - Without vLLM, generation in which finished completions leave the batch and a prompt is computed once for its group.
 - Advantages without a baseline: the rewards themselves.
 
@@ -26,9 +26,9 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher, without_adapter
-from grpo_math.micro_batches import LOSS_TYPES, Batch, cut, micro_batches, removable_padding, repack
-from grpo_math.shared_prompts import log_probs, same_prompts, why_not_shared
-from grpo_math.step_metrics import Size, StepMetrics
+from grpo_math.training.micro_batches import LOSS_TYPES, Batch, cut, micro_batches, removable_padding, repack
+from grpo_math.training.shared_prompts import log_probs, same_prompts, why_not_shared
+from grpo_math.training.step_metrics import Size, StepMetrics
 
 
 class MathGRPOTrainer(GRPOTrainer):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_math.shared_prompts import VARYING, rope_kinds, same_prompts
+from grpo_math.training.shared_prompts import VARYING, rope_kinds, same_prompts
 
 Batch = dict[str, Any]
 """A micro-batch as TRL holds it, of B completions: `prompt_ids` and `prompt_mask` (B, P), padded on the left;
