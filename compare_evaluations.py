@@ -26,10 +26,10 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, NamedTuple
 
-from grpo_math.comparison import OUTCOMES, Comparison, Evaluation, compare, joined, load_evaluations, points
+from grpo_math.evaluation.comparison import OUTCOMES, Comparison, Evaluation, compare, joined, load_evaluations, points
 from grpo_math.errors import run
-from grpo_math.reporting import printable
-from grpo_math.statistics import Interval
+from grpo_math.evaluation.reporting import printable
+from grpo_math.evaluation.intervals import Interval
 
 QUESTION_WIDTH, ANSWER_WIDTH = 200, 60
 

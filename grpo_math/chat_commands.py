@@ -12,7 +12,7 @@ from grpo_math.chat_workers import Worker
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.data.prompts import STYLES, get_style
-from grpo_math.reporting import printable
+from grpo_math.evaluation.reporting import printable
 
 
 def run_command(session: Session, line: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.errors import UsageError
-from grpo_math.evaluation import model_fingerprint
+from grpo_math.evaluation.evaluate import model_fingerprint
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import Loading, end_tokens, load_tokenizer, load_weights
 from grpo_math.model_card import model_card

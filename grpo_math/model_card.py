@@ -6,7 +6,7 @@ import shlex
 from typing import Any, cast
 
 from grpo_math.data.prompts import STYLES, build_prompt
-from grpo_math.reporting import percent
+from grpo_math.evaluation.reporting import percent
 
 # The terms of the training data by task, and its name on the Hub.
 DATA = {

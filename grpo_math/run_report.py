@@ -16,11 +16,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from grpo_math.comparison import compare, load_evaluations
+from grpo_math.evaluation.comparison import compare, load_evaluations
 from grpo_math.curves import Run, draw, render
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
-from grpo_math.reporting import percent
+from grpo_math.evaluation.reporting import percent
 from grpo_math.rewards.functions import completion_text
 from grpo_math.runs import read_record
 

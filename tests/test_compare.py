@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from grpo_math.statistics import paired_difference
+from grpo_math.evaluation.intervals import paired_difference
 
 ROOT = Path(__file__).parent.parent
 Rows = list[dict[str, Any]]
@@ -233,7 +233,7 @@ def test_nothing_in_common_is_refused_even_if_allowed(tmp_path: Path) -> None:
 
 
 def test_the_evaluators_own_files_raise_no_doubt(tmp_path: Path) -> None:
-    from grpo_math.results import ResultsFile
+    from grpo_math.evaluation.results import ResultsFile
 
     for name, rows in (("A", make_rows(["SW", "LW", "WW"])), ("B", make_rows(["SS", "SW", "LL"]))):
         file = ResultsFile(tmp_path / f"{name}.jsonl", {"model": name, "temperature": 1.0, "n": 2}, {"versions": {}})

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
-from grpo_math.reporting import printable
-from grpo_math.results import ResultsFile, summarize
+from grpo_math.evaluation.reporting import printable
+from grpo_math.evaluation.results import ResultsFile, summarize
 
 QUESTIONS = 120
 

@@ -8,7 +8,7 @@ from conftest import STARTER, read_rows, run_all, write_jsonl
 from grpo_math.launch.arguments import parse_options
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
-from grpo_math.statistics import mean_interval
+from grpo_math.evaluation.intervals import mean_interval
 from grpo_math.launch.training_data import load_training_data
 
 RUN = [

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl import GRPOTrainer
 
 from grpo_math.data.prompts import PromptStyle
-from grpo_math.statistics import mean_interval
+from grpo_math.evaluation.intervals import mean_interval
 from grpo_math.data.tasks import get_task
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from grpo_math.results import Row
+from grpo_math.evaluation.results import Row
 
 TERMINAL_COMMAND = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")  # Colours, cursor: gone whole, not just their ESC.
 EXAMPLES = 3

@@ -24,8 +24,8 @@ from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import Backend, Completion, Loading, Sampling, load_config, load_tokenizer
 from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
-from grpo_math.reporting import analysis, result_lines
-from grpo_math.results import ResultsFile, Row
+from grpo_math.evaluation.reporting import analysis, result_lines
+from grpo_math.evaluation.results import ResultsFile, Row
 from grpo_math.runs import ModelSource, resolve_model
 from grpo_math.data.tasks import choose_style, fingerprint, get_task, load_rows
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
-from grpo_math.statistics import Interval, majority_vote, mcnemar_exact, mean_interval, paired_difference
+from grpo_math.evaluation.intervals import Interval, majority_vote, mcnemar_exact, mean_interval, paired_difference
 
 # Strict: right, and given in the form the prompt asks for. Lenient: right wherever it stands in the completion.
 OUTCOMES = ("strict", "lenient")
