@@ -92,7 +92,7 @@ def line_reader() -> Callable[[], str]:
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    from grpo_math.chat_commands import COMMANDS
+    from grpo_math.chat.commands import COMMANDS
 
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "grpo_math"
     history: Any = InMemoryHistory()
@@ -109,8 +109,8 @@ def line_reader() -> Callable[[], str]:
 
 def talk(session: Any, screen: Any) -> None:
     """Answer questions and do commands until the end of the input."""
-    from grpo_math.chat_commands import run_command
-    from grpo_math.chat_screen import notice
+    from grpo_math.chat.commands import run_command
+    from grpo_math.chat.screen import notice
 
     read = line_reader()
     while True:
@@ -136,10 +136,10 @@ def main() -> None:
         raise UsageError("--input: needs --output, where the answers go, and no -p")
     entries = model_entries(args)
 
-    from grpo_math.chat_batch import load_questions, run_file
-    from grpo_math.chat_screen import Screen
-    from grpo_math.chat_session import Session, Settings, number
-    from grpo_math.chat_workers import ModelSpec
+    from grpo_math.chat.batch import load_questions, run_file
+    from grpo_math.chat.screen import Screen
+    from grpo_math.chat.session import Session, Settings, number
+    from grpo_math.chat.workers import ModelSpec
 
     seed = args.seed or ("0" if args.input else None)
     settings = Settings(

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from grpo_math.chat_session import LIMITS, Session, number
-from grpo_math.chat_workers import Worker
+from grpo_math.chat.session import LIMITS, Session, number
+from grpo_math.chat.workers import Worker
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.data.prompts import STYLES, get_style

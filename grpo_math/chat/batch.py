@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpo_math.chat_screen import notice
-from grpo_math.chat_session import Row, Session
-from grpo_math.chat_workers import Message, Worker, attend
+from grpo_math.chat.screen import notice
+from grpo_math.chat.session import Row, Session
+from grpo_math.chat.workers import Message, Worker, attend
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
 from grpo_math.data.prompts import get_style

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.grading.answers import Verdict, canonical_number, extract_lenient, marked
-from grpo_math.chat_screen import Answer, Screen, notice
-from grpo_math.chat_workers import (
+from grpo_math.chat.screen import Answer, Screen, notice
+from grpo_math.chat.workers import (
     BACKENDS,
     Conversation,
     Message,
