@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from grpo_math.exporting import check_push, export, local_source, push, zip_folder
+    from grpo_math.publish.export import check_push, export, local_source, push, zip_folder
 
     source = local_source(args.checkpoint)
     repository = check_push(args.push_to_hub, args.private) if args.push_to_hub else None

@@ -37,9 +37,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from grpo_math.curves import add_evaluation, draw, name_apart, read_run, render
+    from grpo_math.publish.curves import add_evaluation, draw, name_apart, read_run, render
     from grpo_math.files import write_bytes_atomic
-    from grpo_math.run_report import write_report
+    from grpo_math.publish.run_report import write_report
 
     runs = [read_run(folder) for folder in args.runs]
     infos = {path: add_evaluation(runs[0], args.runs[0], path) for path in args.evals}

@@ -113,7 +113,7 @@ def plot(study: optuna.Study, space: Space, path: Path) -> None:
     """Accuracy over the trials, and over each of the values searched."""
     from matplotlib.figure import Figure
 
-    from grpo_math.curves import render
+    from grpo_math.publish.curves import render
 
     finished = [trial for trial in study.trials if trial.value is not None]
     values = [trial.value for trial in finished]

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 from conftest import script, write_jsonl
 
-from grpo_math.curves import Accuracy, Run, add_evaluation, add_throughput, draw, name_apart, read_run, render
+from grpo_math.publish.curves import Accuracy, Run, add_evaluation, add_throughput, draw, name_apart, read_run, render
 from grpo_math.errors import UsageError
-from grpo_math.run_report import completions_table, embedded, write_report
+from grpo_math.publish.run_report import completions_table, embedded, write_report
 
 
 def metrics(steps, **more):

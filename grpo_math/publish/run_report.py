@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.evaluation.comparison import compare, load_evaluations
-from grpo_math.curves import Run, draw, render
+from grpo_math.publish.curves import Run, draw, render
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.evaluation.reporting import percent

@@ -16,7 +16,7 @@ from grpo_math.errors import UsageError
 from grpo_math.evaluation.evaluate import model_fingerprint
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import Loading, end_tokens, load_tokenizer, load_weights
-from grpo_math.model_card import model_card
+from grpo_math.publish.model_card import model_card
 from grpo_math.runs import FREE, ModelSource, adapter_base, resolve_model, write_record
 
 EXPORT = "export.json"  # marks a folder that an export may replace
