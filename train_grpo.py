@@ -31,7 +31,7 @@ from grpo_math.generation.backend import Loading, load_config, load_tokenizer
 from grpo_math.launch.processes import check_launch, is_main_process, machine_defaults, vllm_mode
 from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.rewards.functions import build_rewards
-from grpo_math.runs import FINAL, ModelSource, mark_complete, open_run, resolve_model, write_record
+from grpo_math.run_folder import FINAL, ModelSource, mark_complete, open_run, resolve_model, write_record
 from grpo_math.data.tasks import choose_style
 from grpo_math.launch.tracking import choose_trackers, identify_run
 from grpo_math.launch.training_data import TrainingData, load_training_data

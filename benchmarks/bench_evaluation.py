@@ -108,7 +108,7 @@ def timed(clock: Callable[[], float], function: Callable[[], list[str]]) -> tupl
 def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
     """Lines of the table for one case."""
     from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
-    from grpo_math.runs import ModelSource
+    from grpo_math.run_folder import ModelSource
     from grpo_math.generation.transformers_backend import TransformersBackend
 
     clock = time.process_time if args.cpu_time else time.perf_counter

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher
 from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
-from grpo_math.runs import ModelSource
+from grpo_math.run_folder import ModelSource
 from grpo_math.generation.transformers_backend import TransformersBackend
 
 CAP, ENDS, PAD = 24, list(range(10)), 63

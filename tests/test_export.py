@@ -16,7 +16,7 @@ from grpo_math.data.arithmetic import sum_problems
 from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
 from grpo_math.launch.processes import machine_defaults
 from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
-from grpo_math.runs import build_record, differences, read_record, resolve_model
+from grpo_math.run_folder import build_record, differences, read_record, resolve_model
 from grpo_math.generation.transformers_backend import TransformersBackend
 
 QUESTIONS = 200

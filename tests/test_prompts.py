@@ -245,7 +245,7 @@ def test_without_stop_strings_there_is_nothing_to_mask(trainer, monkeypatch):
 def test_evaluation_counts_what_a_stop_string_ends_as_whole(padding, tmp_path):
     """At the cap too, and without the padding behind it, which may be the end token."""
     from grpo_math.generation.backend import Loading, Sampling
-    from grpo_math.runs import resolve_model
+    from grpo_math.run_folder import resolve_model
     from grpo_math.generation.transformers_backend import TransformersBackend
 
     tokenizer = with_template(None)

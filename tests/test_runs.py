@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_math.errors import UsageError
-from grpo_math.runs import (
+from grpo_math.run_folder import (
     COMPLETE,
     FINAL,
     checkpoints,
@@ -91,7 +91,7 @@ def test_differences_name_what_changes_the_run_and_nothing_else():
 
 def test_the_marker_is_written_last(tmp_path, monkeypatch):
     folder = make_checkpoint(tmp_path, "checkpoint-1", complete=False)
-    monkeypatch.setattr("grpo_math.runs.write_record", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("grpo_math.run_folder.write_record", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         mark_complete(folder, {})
     assert not (folder / COMPLETE).exists()

@@ -32,7 +32,7 @@ from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation.backend import Sampling
 from grpo_math.data.prompts import PromptStyle, get_style
-from grpo_math.runs import resolve_model
+from grpo_math.run_folder import resolve_model
 from grpo_math.data.tasks import TASKS, get_task
 
 Row = dict[str, Any]

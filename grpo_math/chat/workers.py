@@ -44,7 +44,7 @@ from grpo_math.data.prompts import (
     stop_strings,
     takes_system_role,
 )
-from grpo_math.runs import resolve_model
+from grpo_math.run_folder import resolve_model
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.generation.vllm_backend import VllmBackend
 

@@ -26,7 +26,7 @@ from grpo_math.generation.backend import Backend, Completion, Loading, Sampling,
 from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.evaluation.reporting import analysis, result_lines
 from grpo_math.evaluation.results import ResultsFile, Row
-from grpo_math.runs import ModelSource, resolve_model
+from grpo_math.run_folder import ModelSource, resolve_model
 from grpo_math.data.tasks import choose_style, fingerprint, get_task, load_rows
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from grpo_math.errors import UsageError, first_line
-from grpo_math.runs import ModelSource, adapter_base
+from grpo_math.run_folder import ModelSource, adapter_base
 
 
 @dataclass(frozen=True)

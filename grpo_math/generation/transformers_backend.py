@@ -17,7 +17,7 @@ from grpo_math.generation.backend import (
     load_weights,
     resolve_dtype,
 )
-from grpo_math.runs import ModelSource
+from grpo_math.run_folder import ModelSource
 
 Stopped = Callable[[list[int]], bool] | None  # asked of a completion's token ids after each one
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
-from grpo_math.runs import FINAL, read_record
+from grpo_math.run_folder import FINAL, read_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.evaluation.reporting import percent
 from grpo_math.rewards.functions import completion_text
-from grpo_math.runs import read_record
+from grpo_math.run_folder import read_record
 
 REPORT = "report.html"
 RECORDED = {"question", "gold", "tokens", "answer", "strict", "lenient"}  # by rewards.record_verdicts

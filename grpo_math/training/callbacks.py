@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from grpo_math.errors import tell_job
 from grpo_math.files import write_text_atomic
-from grpo_math.runs import checkpoint_step, checkpoints, is_complete, mark_complete
+from grpo_math.run_folder import checkpoint_step, checkpoints, is_complete, mark_complete
 
 METRICS = "metrics.jsonl"
 
