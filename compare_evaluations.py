@@ -26,10 +26,18 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, NamedTuple
 
-from grpo_math.evaluation.comparison import OUTCOMES, Comparison, Evaluation, compare, joined, load_evaluations, points
 from grpo_math.errors import run
-from grpo_math.evaluation.reporting import printable
+from grpo_math.evaluation.comparison import (
+    OUTCOMES,
+    Comparison,
+    Evaluation,
+    compare,
+    joined,
+    load_evaluations,
+    points,
+)
 from grpo_math.evaluation.intervals import Interval
+from grpo_math.evaluation.reporting import printable
 
 QUESTION_WIDTH, ANSWER_WIDTH = 200, 60
 
@@ -39,30 +47,50 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-Block = str | list[str] | Table  # A paragraph, a list, a table: what the text and the Markdown report are made of.
+Block = (
+    str | list[str] | Table
+)  # A paragraph, a list, a table: what the text and the Markdown report are made of.
 
 
 def runs(text: str) -> list[Path]:
     """The file of that name, which may have a comma in it, or the files that commas join."""
     parts = [text] if os.path.exists(text) else text.split(",")  # noqa: PTH110  (Path's raises on a long name)
     if not all(part.strip() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing beside a comma; write FILE,FILE without spaces")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a name is missing beside a comma; write FILE,FILE without spaces"
+        )
     return [Path(part) for part in parts]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "evaluations", nargs="+", type=runs, metavar="FILE[,FILE...]", help="evals/NAME.jsonl; two or more"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--examples", type=int, default=2, metavar="N", help="changed questions to show each way (2)")
     parser.add_argument(
-        "--allow_mismatch", action="store_true", help="compare what files of different questions or prompts share"
+        "evaluations",
+        nargs="+",
+        type=runs,
+        metavar="FILE[,FILE...]",
+        help="evals/NAME.jsonl; two or more",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=2,
+        metavar="N",
+        help="changed questions to show each way (2)",
+    )
+    parser.add_argument(
+        "--allow_mismatch",
+        action="store_true",
+        help="compare what files of different questions or prompts share",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown")
     form.add_argument(
-        "--json", action="store_true", help="print JSON; accuracies and differences as shares, 0.5 = 50%%"
+        "--json",
+        action="store_true",
+        help="print JSON; accuracies and differences as shares, 0.5 = 50%%",
     )
     arguments = parser.parse_args()
     if len(arguments.evaluations) < 2:
@@ -89,9 +117,14 @@ def accuracy_table(evaluations: list[Evaluation]) -> Table:
         fewest, most = each.samples_per_question
         samples = str(most) if fewest == most else f"{fewest} to {most}"
         cut_off = sum(sample.cut_off for sample in each.samples) / len(each.samples)
-        numbers = [*(percent(each.accuracy(outcome)) for outcome in OUTCOMES), f"{100 * cut_off:.1f}%"]
+        numbers = [
+            *(percent(each.accuracy(outcome)) for outcome in OUTCOMES),
+            f"{100 * cut_off:.1f}%",
+        ]
         rows.append([each.name, str(len(each.questions)), samples, *numbers, clean(each.model)])
-    return Table(["evaluation", "questions", "samples", "strict", "lenient", "cut off", "model"], rows)
+    return Table(
+        ["evaluation", "questions", "samples", "strict", "lenient", "cut off", "model"], rows
+    )
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -99,12 +132,17 @@ def comparison_table(comparison: Comparison) -> Table:
     for name, outcome in comparison.outcomes.items():
         p = outcome.p_value
         chance = "-" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
-        shares = [f"{100 * comparison.accuracy(side, name):.1f}%" for side in (comparison.first, comparison.other)]
+        shares = [
+            f"{100 * comparison.accuracy(side, name):.1f}%"
+            for side in (comparison.first, comparison.other)
+        ]
         flips = [str(len(outcome.won)), str(len(outcome.lost))]
         rows.append([name, *shares, points(outcome.difference), chance, *flips])
     rows.append(["format", "", "", f"{100 * comparison.format_gain:+.1f}", "", "", ""])
     names = [comparison.first.name, comparison.other.name]
-    return Table(["", *names, "difference, points", "McNemar p", "wrong to right", "right to wrong"], rows)
+    return Table(
+        ["", *names, "difference, points", "McNemar p", "wrong to right", "right to wrong"], rows
+    )
 
 
 def comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
@@ -114,9 +152,13 @@ def comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
             "McNemar's test is left out: it takes one sample per question. Wrong to right counts questions that went "
             "from at most half of their samples right to more than half."
         )
-    blocks += [spread(comparison, side) for side in (comparison.first, comparison.other) if side.runs]
+    blocks += [
+        spread(comparison, side) for side in (comparison.first, comparison.other) if side.runs
+    ]
     for way, changed in (("Wrong to right", "won"), ("Right to wrong", "lost")):
-        outcome = next((name for name in OUTCOMES if getattr(comparison.outcomes[name], changed)), None)
+        outcome = next(
+            (name for name in OUTCOMES if getattr(comparison.outcomes[name], changed)), None
+        )
         if outcome and examples:
             ids = getattr(comparison.outcomes[outcome], changed)
             blocks.append(f"{way}, {outcome}: {min(examples, len(ids))} of {len(ids)}")
@@ -134,8 +176,15 @@ def spread(comparison: Comparison, side: Evaluation) -> str:
 def describe(comparison: Comparison, question_id: str, outcome: str) -> str:
     before, after = (side.questions[question_id] for side in (comparison.first, comparison.other))
     lenient = comparison.outcomes["lenient"]
-    remark = "" if outcome == "lenient" or question_id in lenient.won + lenient.lost else " (format only)"
-    answers = [clean(each, ANSWER_WIDTH) or "(none)" for each in (before.gold, before.answer(), after.answer())]
+    remark = (
+        ""
+        if outcome == "lenient" or question_id in lenient.won + lenient.lost
+        else " (format only)"
+    )
+    answers = [
+        clean(each, ANSWER_WIDTH) or "(none)"
+        for each in (before.gold, before.answer(), after.answer())
+    ]
     return (
         f"{clean(question_id, ANSWER_WIDTH)}{remark}: {clean(before.text, QUESTION_WIDTH)}\n"
         f"gold: {answers[0]}, {comparison.first.name}: {answers[1]}, {comparison.other.name}: {answers[2]}"
@@ -157,15 +206,24 @@ def as_text(block: Block) -> str:
     if isinstance(block, Table):
         lines = [block.header, *block.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(block.header))]
-        padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        padded = (
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        )
         return "\n".join(line.rstrip() for line in padded)
-    return "\n".join("  " + item.replace("\n", "\n      ") for item in block) if isinstance(block, list) else block
+    return (
+        "\n".join("  " + item.replace("\n", "\n      ") for item in block)
+        if isinstance(block, list)
+        else block
+    )
 
 
 def as_markdown(block: Block) -> str:
     if isinstance(block, Table):
         header, *rows = ([escape(cell) for cell in line] for line in (block.header, *block.rows))
-        return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+        return "\n".join(
+            f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)
+        )
     if isinstance(block, list):
         return "\n".join("- " + escape(item).replace("\n", "<br>\n  ") for item in block)
     return escape(block)
@@ -176,7 +234,9 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#$~&])", r"\\\1", text)
 
 
-def as_json(evaluations: list[Evaluation], comparisons: list[Comparison], warnings: list[str], examples: int) -> str:
+def as_json(
+    evaluations: list[Evaluation], comparisons: list[Comparison], warnings: list[str], examples: int
+) -> str:
     described = [
         {
             "name": each.name,
@@ -189,7 +249,9 @@ def as_json(evaluations: list[Evaluation], comparisons: list[Comparison], warnin
         for each in evaluations
     ]
     compared = [compared_as_json(each, examples) for each in comparisons]
-    return json.dumps({"evaluations": described, "comparisons": compared, "warnings": warnings}, indent=2)
+    return json.dumps(
+        {"evaluations": described, "comparisons": compared, "warnings": warnings}, indent=2
+    )
 
 
 def compared_as_json(comparison: Comparison, examples: int) -> dict[str, Any]:
@@ -205,11 +267,18 @@ def compared_as_json(comparison: Comparison, examples: int) -> dict[str, Any]:
             "significant": outcome.significant,
             "wrong_to_right": len(outcome.won),
             "right_to_wrong": len(outcome.lost),
-            "examples": {"wrong_to_right": outcome.won[:examples], "right_to_wrong": outcome.lost[:examples]},
+            "examples": {
+                "wrong_to_right": outcome.won[:examples],
+                "right_to_wrong": outcome.lost[:examples],
+            },
         }
         for name, outcome in comparison.outcomes.items()
     }
-    names = {"first": comparison.first.name, "other": comparison.other.name, "questions": len(comparison.ids)}
+    names = {
+        "first": comparison.first.name,
+        "other": comparison.other.name,
+        "questions": len(comparison.ids),
+    }
     return {**names, **outcomes, "format": comparison.format_gain, "verdict": comparison.verdict()}
 
 
@@ -223,12 +292,19 @@ def main() -> None:
     sources: list[Evaluation | Comparison] = [*evaluations, *means, *comparisons]
     warnings = [warning for source in sources for warning in source.warnings]
     if len(comparisons) > 1:
-        warnings.append(f"{len(comparisons)} comparisons: each is tested at 5%, so one may look significant by chance")
+        warnings.append(
+            f"{len(comparisons)} comparisons: each is tested at 5%, so one may look significant by chance"
+        )
     if arguments.json:
         print(as_json(evaluations, comparisons, warnings, arguments.examples))
         return
     render = as_markdown if arguments.markdown else as_text
-    print("\n\n".join(render(block) for block in report(evaluations, comparisons, warnings, arguments.examples)))
+    print(
+        "\n\n".join(
+            render(block)
+            for block in report(evaluations, comparisons, warnings, arguments.examples)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -15,20 +15,39 @@ from pathlib import Path
 from grpo_math.errors import UsageError, first_line, run
 
 # Weights in formats that run code when loaded, or that nothing here reads.
-NOT_NEEDED = ["*.bin", "*.pt", "*.pth", "*.pickle", "*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf", "original/*"]
+NOT_NEEDED = [
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pickle",
+    "*.msgpack",
+    "*.h5",
+    "*.ot",
+    "*.onnx",
+    "*.gguf",
+    "original/*",
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("model", help="Hub id, such as Qwen/Qwen2.5-3B-Instruct")
     parser.add_argument("--output_dir", help="folder of its own (default: models/NAME)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
-    parser.add_argument("--token", help="of the Hub; better: `hf auth login` or HF_TOKEN, which no history records")
+    parser.add_argument(
+        "--token", help="of the Hub; better: `hf auth login` or HF_TOKEN, which no history records"
+    )
     parser.add_argument("--include", nargs="+", metavar="PATTERN", help="only these files")
     parser.add_argument(
-        "--exclude", nargs="+", metavar="PATTERN", default=NOT_NEEDED, help=f"(default: {' '.join(NOT_NEEDED)})"
+        "--exclude",
+        nargs="+",
+        metavar="PATTERN",
+        default=NOT_NEEDED,
+        help=f"(default: {' '.join(NOT_NEEDED)})",
     )
     args = parser.parse_args()
     folder = Path(args.output_dir or f"models/{args.model.rsplit('/', 1)[-1]}")
@@ -50,8 +69,12 @@ def main() -> None:
             "`hf auth login` where the model asks for it"
         ) from error
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder}: what was downloaded holds no config.json; check --include and --exclude")
-    print(f"{folder}: ready; where there is no internet: HF_HUB_OFFLINE=1 python train_grpo.py {folder}")
+        raise UsageError(
+            f"{folder}: what was downloaded holds no config.json; check --include and --exclude"
+        )
+    print(
+        f"{folder}: ready; where there is no internet: HF_HUB_OFFLINE=1 python train_grpo.py {folder}"
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,12 @@ from grpo_math.generation.vllm_backend import VllmBackend
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs that share one model (default: 1)")
-    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of each GPU (default: 0.9)")
+    parser.add_argument(
+        "--tensor_parallel_size", type=int, default=1, help="GPUs that share one model (default: 1)"
+    )
+    parser.add_argument(
+        "--gpu_memory_utilization", type=float, default=0.9, help="share of each GPU (default: 0.9)"
+    )
     evaluate(parser.parse_args(), VllmBackend)
 
 

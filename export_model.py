@@ -18,19 +18,39 @@ from grpo_math.errors import UsageError, run
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or an adapter's folder")
-    parser.add_argument("--output_dir", type=Path, help="(default: exports/ and the checkpoint's name)")
     parser.add_argument(
-        "--evals", nargs="+", type=Path, metavar="JSON", help="evaluations to look through (default: evals/*.json)"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a run's folder, a checkpoint, or an adapter's folder",
     )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    parser.add_argument(
+        "--output_dir", type=Path, help="(default: exports/ and the checkpoint's name)"
+    )
+    parser.add_argument(
+        "--evals",
+        nargs="+",
+        type=Path,
+        metavar="JSON",
+        help="evaluations to look through (default: evals/*.json)",
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that comes with the model"
+    )
     parser.add_argument("--zip", action="store_true", help="also write the folder as one file")
-    parser.add_argument("--push_to_hub", metavar="NAME", help="upload it to this repository on the Hub")
+    parser.add_argument(
+        "--push_to_hub", metavar="NAME", help="upload it to this repository on the Hub"
+    )
     visibility = parser.add_mutually_exclusive_group()
-    visibility.add_argument("--private", action="store_true", default=True, help="seen by you alone (the default)")
-    visibility.add_argument("--public", action="store_false", dest="private", help="seen by everyone")
+    visibility.add_argument(
+        "--private", action="store_true", default=True, help="seen by you alone (the default)"
+    )
+    visibility.add_argument(
+        "--public", action="store_false", dest="private", help="seen by everyone"
+    )
     args = parser.parse_args()
     if not args.private and not args.push_to_hub:
         raise UsageError("--public: is for what is pushed; give --push_to_hub NAME, too")

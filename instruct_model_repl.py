@@ -26,17 +26,43 @@ MODELS = ["starter_model"]  # talked with when none is named: edit me
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="MODEL", help="Hub id, model folder, checkpoint, a run's folder, a server's model")
-    add("--models", metavar="YAML", help="list of models: names, or `model:` with `name:`, `backend:`, `style:` ...")
-    add("--backend", default="transformers", help="transformers, vllm or openai (default: transformers)")
-    add("--base_url", help="of an OpenAI-compatible server (default: $OPENAI_BASE_URL); its key: $OPENAI_API_KEY")
+    add(
+        "names",
+        nargs="*",
+        metavar="MODEL",
+        help="Hub id, model folder, checkpoint, a run's folder, a server's model",
+    )
+    add(
+        "--models",
+        metavar="YAML",
+        help="list of models: names, or `model:` with `name:`, `backend:`, `style:` ...",
+    )
+    add(
+        "--backend",
+        default="transformers",
+        help="transformers, vllm or openai (default: transformers)",
+    )
+    add(
+        "--base_url",
+        help="of an OpenAI-compatible server (default: $OPENAI_BASE_URL); its key: $OPENAI_API_KEY",
+    )
     add("-p", "--question", help="answer this one and leave")
-    add("--input", metavar="JSONL", help="answer the questions of this file and leave; needs --output")
+    add(
+        "--input",
+        metavar="JSONL",
+        help="answer the questions of this file and leave; needs --output",
+    )
     add("--output", type=Path, metavar="JSONL", help="append every answer to this file")
-    add("--conversation", action="store_true", help="questions follow on each other (default: each is a new one)")
+    add(
+        "--conversation",
+        action="store_true",
+        help="questions follow on each other (default: each is a new one)",
+    )
     add("--style", help="prompt style of all models (default: each one's own, from its run)")
     add("--system", help="system prompt, in place of the style's; '' is none")
     add("--temperature", default="0", help="0 is greedy (default: 0)")
@@ -44,7 +70,12 @@ def parse_args() -> argparse.Namespace:
     add("--seed", help="of sampling (default: a new one for every question; 0 with --input)")
     add("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--max_model_len", type=int, default=4096, help="vLLM: tokens of prompt and answer (default: 4096)")
+    add(
+        "--max_model_len",
+        type=int,
+        default=4096,
+        help="vLLM: tokens of prompt and answer (default: 4096)",
+    )
     add(
         "--gpu_memory_utilization",
         type=float,
@@ -65,7 +96,9 @@ def model_entries(args: argparse.Namespace) -> list[dict[str, str]]:
     except OSError as error:
         raise UsageError(f"--models {args.models}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--models {args.models}: not a YAML file ({' '.join(str(error).split())[:200]})") from error
+        raise UsageError(
+            f"--models {args.models}: not a YAML file ({' '.join(str(error).split())[:200]})"
+        ) from error
     entries = [{"model": item} if isinstance(item, str) else item for item in listed or []]
     known = {"model", "name", "backend", "base_url", "style"}
     for place, entry in enumerate(entries, start=1):
@@ -74,7 +107,9 @@ def model_entries(args: argparse.Namespace) -> list[dict[str, str]]:
                 f"--models {args.models}: entry {place} must be a name, or `model:` with any of "
                 f"{', '.join(sorted(known - {'model'}))}"
             )
-    return [{"model": name} for name in args.names] + [{k: str(v) for k, v in entry.items()} for entry in entries]
+    return [{"model": name} for name in args.names] + [
+        {k: str(v) for k, v in entry.items()} for entry in entries
+    ]
 
 
 def line_reader() -> Callable[[], str]:
@@ -103,7 +138,9 @@ def line_reader() -> Callable[[], str]:
     except OSError:
         pass  # a home that cannot be written to is no reason not to talk
     commands = WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
-    prompt: PromptSession[str] = PromptSession(history=history, completer=commands, complete_while_typing=False)
+    prompt: PromptSession[str] = PromptSession(
+        history=history, completer=commands, complete_while_typing=False
+    )
     return lambda: prompt.prompt(">>> ")
 
 
@@ -170,7 +207,9 @@ def main() -> None:
         if args.input:
             run_file(session, args.input, args.output)
         elif args.question is not None:
-            failed = [answer for answer in session.ask(args.question, Screen()) if answer.end == "error"]
+            failed = [
+                answer for answer in session.ask(args.question, Screen()) if answer.end == "error"
+            ]
             if failed:
                 raise UsageError("; ".join(f"{answer.name}: {answer.error}" for answer in failed))
         else:

@@ -17,14 +17,27 @@ from grpo_math.errors import UsageError, run
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--output", type=Path, help="PNG file (default: training.png in the first run's folder)")
     parser.add_argument(
-        "--evals", nargs="+", type=Path, default=[], metavar="JSON", help="evaluations of the run's models, first first"
+        "--output", type=Path, help="PNG file (default: training.png in the first run's folder)"
     )
     parser.add_argument(
-        "--completions", type=int, default=10_000, metavar="N", help="in a report, evenly over the steps (10000)"
+        "--evals",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="JSON",
+        help="evaluations of the run's models, first first",
+    )
+    parser.add_argument(
+        "--completions",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="in a report, evenly over the steps (10000)",
     )
     args = parser.parse_args()
     if args.completions < 0:
@@ -37,8 +50,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from grpo_math.publish.curves import add_evaluation, draw, name_apart, read_run, render
     from grpo_math.files import write_bytes_atomic
+    from grpo_math.publish.curves import add_evaluation, draw, name_apart, read_run, render
     from grpo_math.publish.run_report import write_report
 
     runs = [read_run(folder) for folder in args.runs]

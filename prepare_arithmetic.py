@@ -15,34 +15,52 @@ import argparse
 from pathlib import Path
 
 from grpo_math.data.algebra import KINDS, RANGES, make_questions
-from grpo_math.errors import UsageError, run
 from grpo_math.data.tasks import fingerprint, write_rows
+from grpo_math.errors import UsageError, run
 
 
 def parse_args() -> argparse.Namespace:
     ranges = ", ".join(f"{low}..{high} for {kind}" for kind, (low, high) in RANGES.items())
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=KINDS, default="sum", help="what is asked for (default: sum)")
-    parser.add_argument("--num_problems", type=int, default=5000, help="train and test together (default: 5000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kind", choices=KINDS, default="sum", help="what is asked for (default: sum)"
+    )
+    parser.add_argument(
+        "--num_problems", type=int, default=5000, help="train and test together (default: 5000)"
+    )
     parser.add_argument("--min_num", type=int, help="smallest operand or coefficient")
-    parser.add_argument("--max_num", type=int, help=f"largest operand or coefficient (default: {ranges})")
-    parser.add_argument("--depth", type=int, default=3, help="most operations in one another (default: 3)")
-    parser.add_argument("--test_split", type=float, default=0.1, help="share of test problems (default: 0.1)")
+    parser.add_argument(
+        "--max_num", type=int, help=f"largest operand or coefficient (default: {ranges})"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=3, help="most operations in one another (default: 3)"
+    )
+    parser.add_argument(
+        "--test_split", type=float, default=0.1, help="share of test problems (default: 0.1)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, help="(default: data/arithmetic for sums, else data/KIND)")
+    parser.add_argument(
+        "--output_dir", type=Path, help="(default: data/arithmetic for sums, else data/KIND)"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     if args.num_problems < 2:
-        raise UsageError(f"--num_problems {args.num_problems}: at least 2 are needed, one for each split")
+        raise UsageError(
+            f"--num_problems {args.num_problems}: at least 2 are needed, one for each split"
+        )
     if not 0 < args.test_split < 1:
         raise UsageError(f"--test_split {args.test_split}: must lie between 0 and 1")
     if not 2 <= args.depth <= 10:
         raise UsageError(f"--depth {args.depth}: must lie between 2 and 10")
     try:
-        problems = make_questions(args.kind, args.num_problems, args.min_num, args.max_num, args.depth, args.seed)
+        problems = make_questions(
+            args.kind, args.num_problems, args.min_num, args.max_num, args.depth, args.seed
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
     test = min(max(1, round(args.num_problems * args.test_split)), args.num_problems - 1)

@@ -13,17 +13,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from grpo_math.errors import UsageError, run
 from grpo_math.data.sources import eval_rows, load_splits, text_field, write_splits
 from grpo_math.data.tasks import gsm8k_answer
+from grpo_math.errors import UsageError, run
 
 HUB_ID = "openai/gsm8k"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default=HUB_ID, help=f"Hub id, folder, or one JSONL file (default: {HUB_ID})")
-    parser.add_argument("--eval_size", default="500", help="first N test questions, or 'all' (default: 500)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source", default=HUB_ID, help=f"Hub id, folder, or one JSONL file (default: {HUB_ID})"
+    )
+    parser.add_argument(
+        "--eval_size", default="500", help="first N test questions, or 'all' (default: 500)"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("data/gsm8k"))
     return parser.parse_args()
 
@@ -41,7 +47,10 @@ def convert(place: str, raw: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     args = parse_args()
     keep = eval_rows(args.eval_size)
-    splits = {name: [convert(*row) for row in rows] for name, rows in load_splits(args.source, HUB_ID, "main").items()}
+    splits = {
+        name: [convert(*row) for row in rows]
+        for name, rows in load_splits(args.source, HUB_ID, "main").items()
+    }
     if "eval" in splits:
         splits["eval"] = splits["eval"][:keep]
     write_splits(splits, args.output_dir)

@@ -16,22 +16,39 @@ import re
 from pathlib import Path
 from typing import Any
 
-from grpo_math.grading.answers import marked
-from grpo_math.errors import UsageError, run
 from grpo_math.data.sources import SPLITS, eval_rows, load_splits, text_field, write_splits
 from grpo_math.data.tasks import latex_answer
+from grpo_math.errors import UsageError, run
+from grpo_math.grading.answers import marked
 
 HUB_ID = "nlile/hendrycks-MATH-benchmark"
 LEVELS = range(1, 6)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default=HUB_ID, help=f"Hub id, folder, or one JSONL file (default: {HUB_ID})")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: train test)")
-    parser.add_argument("--levels", nargs="+", type=int, choices=LEVELS, metavar="N", help="of 1 to 5 (default: all)")
-    parser.add_argument("--subjects", nargs="+", metavar="NAME", help="such as algebra, geometry (default: all)")
-    parser.add_argument("--eval_size", default="all", help="first N test questions, or 'all' (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source", default=HUB_ID, help=f"Hub id, folder, or one JSONL file (default: {HUB_ID})"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: train test)"
+    )
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        type=int,
+        choices=LEVELS,
+        metavar="N",
+        help="of 1 to 5 (default: all)",
+    )
+    parser.add_argument(
+        "--subjects", nargs="+", metavar="NAME", help="such as algebra, geometry (default: all)"
+    )
+    parser.add_argument(
+        "--eval_size", default="all", help="first N test questions, or 'all' (default: all)"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("data/math"))
     parser.add_argument("--force", action="store_true", help="replace files that hold other rows")
     return parser.parse_args()
@@ -46,7 +63,9 @@ def convert(place: str, raw: dict[str, Any]) -> dict[str, Any]:
         given = next((match["text"] for _, mark, match in marked(solution) if mark == "boxed"), "")
     answer = latex_answer(given)
     if answer is None:
-        raise UsageError(f"{place}: no answer: neither a field 'answer' nor a \\boxed{{}} in 'solution' holds one")
+        raise UsageError(
+            f"{place}: no answer: neither a field 'answer' nor a \\boxed{{}} in 'solution' holds one"
+        )
     level = re.search(r"\d", str(raw.get("level", "")))
     return {
         "question": question,
@@ -63,7 +82,9 @@ def subject_key(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower().replace("&", "and"))
 
 
-def choose(rows: list[dict[str, Any]], levels: list[int] | None, subjects: list[str] | None) -> list[dict[str, Any]]:
+def choose(
+    rows: list[dict[str, Any]], levels: list[int] | None, subjects: list[str] | None
+) -> list[dict[str, Any]]:
     """The rows of these levels and subjects.
 
     Raises:
@@ -72,9 +93,15 @@ def choose(rows: list[dict[str, Any]], levels: list[int] | None, subjects: list[
     known = {subject_key(row["subject"]): row["subject"] for row in rows}
     for name in subjects or []:
         if subject_key(name) not in known:
-            raise UsageError(f"--subjects {name!r}: no such subject; there are {', '.join(sorted(known.values()))}")
+            raise UsageError(
+                f"--subjects {name!r}: no such subject; there are {', '.join(sorted(known.values()))}"
+            )
     wanted = {subject_key(name) for name in subjects} if subjects else known.keys()
-    chosen = [r for r in rows if (not levels or r["level"] in levels) and subject_key(r["subject"]) in wanted]
+    chosen = [
+        r
+        for r in rows
+        if (not levels or r["level"] in levels) and subject_key(r["subject"]) in wanted
+    ]
     if not chosen:
         raise UsageError("--levels and --subjects leave no row; choose more of them")
     return chosen
@@ -84,7 +111,10 @@ def main() -> None:
     args = parse_args()
     keep = eval_rows(args.eval_size)
     raw = load_splits(args.source, HUB_ID, None, tuple(args.splits))
-    splits = {name: choose([convert(*row) for row in rows], args.levels, args.subjects) for name, rows in raw.items()}
+    splits = {
+        name: choose([convert(*row) for row in rows], args.levels, args.subjects)
+        for name, rows in raw.items()
+    }
     if "eval" in splits:
         splits["eval"] = splits["eval"][:keep]
     write_splits(splits, args.output_dir, replace=args.force)

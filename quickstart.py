@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.errors import UsageError, run
-from grpo_math.files import read_jsonl, write_text_atomic
 from grpo_math.evaluation.reporting import percent, printable
+from grpo_math.files import read_jsonl, write_text_atomic
 
 RUN = Path("outputs/quickstart")
 BEFORE, AFTER = Path("evals/quickstart-before.jsonl"), Path("evals/quickstart-after.jsonl")
@@ -34,7 +34,9 @@ def call(command: str) -> None:
     print(f"\n$ python {command}", flush=True)
     status = subprocess.run([sys.executable, *shlex.split(command)], check=False).returncode
     if status:
-        raise UsageError(f"'python {command}' ended with status {status}; put it right and run the quickstart again")
+        raise UsageError(
+            f"'python {command}' ended with status {status}; put it right and run the quickstart again"
+        )
 
 
 def results(path: Path) -> dict[str, Any]:
@@ -54,7 +56,10 @@ def summary(of: dict[str, Any]) -> dict[str, Any]:
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> str:
     lines = [f"{'accuracy [95% interval]':34}{'before GRPO':>22}{'after GRPO':>22}"]
-    for verdict, meaning in (("strict", "right, and as <answer>n</answer>"), ("lenient", "right, in any form")):
+    for verdict, meaning in (
+        ("strict", "right, and as <answer>n</answer>"),
+        ("lenient", "right, in any form"),
+    ):
         lines.append(f"{meaning:34}{percent(before[verdict]):>22}{percent(after[verdict]):>22}")
     return "\n".join(lines)
 
@@ -62,20 +67,26 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> str:
 def samples() -> str:
     """Answers side by side: the first questions of the test file, whatever became of them."""
     lines = [f"{'question':58}{'right':>6}  {'before GRPO':26}after GRPO"]
-    for (_, before), (_, after) in list(zip(read_jsonl(BEFORE), read_jsonl(AFTER), strict=True))[:SAMPLES]:
+    for (_, before), (_, after) in list(zip(read_jsonl(BEFORE), read_jsonl(AFTER), strict=True))[
+        :SAMPLES
+    ]:
         answers = (printable(row["completion"]).replace("\n", " ") for row in (before, after))
         lines.append("{:58}{:>6}  {:26}{}".format(before["question"], before["gold"], *answers))
     return "\n".join(lines)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     started = time.time()
     call("prepare_arithmetic.py")
     call(EVALUATE.format(model="starter_model", name=BEFORE.stem))
     call(f"train_grpo.py starter_model --config recipes/starter_arithmetic.yaml --output_dir {RUN}")
     call(EVALUATE.format(model=RUN, name=AFTER.stem))
-    call(f"plot_training.py {RUN} --evals {BEFORE.with_suffix('.json')} {AFTER.with_suffix('.json')}")
+    call(
+        f"plot_training.py {RUN} --evals {BEFORE.with_suffix('.json')} {AFTER.with_suffix('.json')}"
+    )
     before, after = results(BEFORE), results(AFTER)
     numbers = {"before": summary(before), "after": summary(after)}
     write_text_atomic(RUN / "summary.json", json.dumps(numbers, indent=2) + "\n")

@@ -46,13 +46,23 @@ class TrialFailed(Exception):
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="as for train_grpo.py")
-    parser.add_argument("--search", nargs="+", metavar="NAME=VALUES", required=True, help="LOW..HIGH[:log] or A,B,C")
-    parser.add_argument("--trials", type=int, default=10, help="finished ones in the end (default: 10)")
-    parser.add_argument("--study_dir", type=Path, default=Path("outputs/search"), help="(default: outputs/search)")
-    parser.add_argument("--sampler_seed", type=int, default=0, help="of the choice of values (default: 0)")
+    parser.add_argument(
+        "--search", nargs="+", metavar="NAME=VALUES", required=True, help="LOW..HIGH[:log] or A,B,C"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=10, help="finished ones in the end (default: 10)"
+    )
+    parser.add_argument(
+        "--study_dir", type=Path, default=Path("outputs/search"), help="(default: outputs/search)"
+    )
+    parser.add_argument(
+        "--sampler_seed", type=int, default=0, help="of the choice of values (default: 0)"
+    )
     return parser.parse_known_args()
 
 
@@ -67,14 +77,27 @@ def parse_space(items: list[str]) -> Space:
         name, _, values = item.partition("=")
         log = values.endswith(":log")
         try:
-            ends = [float(end) for end in values.removesuffix(":log").split("..")] if ".." in values else []
+            ends = (
+                [float(end) for end in values.removesuffix(":log").split("..")]
+                if ".." in values
+                else []
+            )
         except ValueError:
             ends = [0.0]
         is_range = len(ends) == 2 and ends[0] < ends[1] and (ends[0] > 0 or not log)
         if not name or not values or (not is_range and (ends or log)):
-            raise UsageError(f"--search {item}: give NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C")
-        whole = all(end.is_integer() for end in ends) and re.fullmatch(r"[-\d.]+(:log)?", values) is not None
-        space[name] = Values((ends[0], ends[1]), log, whole) if ends else Values(choices=tuple(values.split(",")))
+            raise UsageError(
+                f"--search {item}: give NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C"
+            )
+        whole = (
+            all(end.is_integer() for end in ends)
+            and re.fullmatch(r"[-\d.]+(:log)?", values) is not None
+        )
+        space[name] = (
+            Values((ends[0], ends[1]), log, whole)
+            if ends
+            else Values(choices=tuple(values.split(",")))
+        )
     return space
 
 
@@ -98,14 +121,21 @@ def train(trial: optuna.Trial, model: str, space: Space, rest: list[str], folder
     run_dir = folder / f"trial-{trial.number}"
     command = [sys.executable, str(Path(__file__).with_name("train_grpo.py")), model, *rest]
     command += [word for name, value in chosen.items() for word in (f"--{name}", value)]
-    done = subprocess.run([*command, "--output_dir", str(run_dir)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [*command, "--output_dir", str(run_dir)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     said = done.stderr.decode(errors="replace").strip().splitlines()
     if done.returncode == 2:
         raise TrialFailed(said[-1] if said else "no message")
     if done.returncode:
-        raise UsageError(f"trial {trial.number} ended with status {done.returncode}: {(said or ['no message'])[-1]}")
+        raise UsageError(
+            f"trial {trial.number} ended with status {done.returncode}: {(said or ['no message'])[-1]}"
+        )
     rows = [row for _, row in read_jsonl(run_dir / "metrics.jsonl") if "eval_accuracy" in row]
-    print(f"trial {trial.number}: {rows[-1]['eval_accuracy']:.1%} with {json.dumps(chosen)}", flush=True)
+    print(
+        f"trial {trial.number}: {rows[-1]['eval_accuracy']:.1%} with {json.dumps(chosen)}",
+        flush=True,
+    )
     return rows[-1]["eval_accuracy"]
 
 
@@ -120,7 +150,11 @@ def plot(study: optuna.Study, space: Space, path: Path) -> None:
     figure = Figure(figsize=(4 * (len(space) + 1), 3.2), layout="constrained")
     axes = figure.subplots(1, len(space) + 1, sharey=True)
     axes[0].plot([trial.number for trial in finished], values, "o")
-    axes[0].step([t.number for t in finished], [max(values[: i + 1]) for i in range(len(values))], where="post")
+    axes[0].step(
+        [t.number for t in finished],
+        [max(values[: i + 1]) for i in range(len(values))],
+        where="post",
+    )
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="trial", ylabel="held-out accuracy", title="each trial, and the best so far")
     for axis, (name, given) in zip(axes[1:], space.items(), strict=True):
@@ -135,13 +169,17 @@ def main() -> None:
     args, rest = parse_args()
     space = parse_space(args.search)
     if "--eval_size" not in rest:
-        raise UsageError("--eval_size: is needed, as trials are judged by their accuracy on held-out questions")
+        raise UsageError(
+            "--eval_size: is needed, as trials are judged by their accuracy on held-out questions"
+        )
     if "--output_dir" in rest:
         raise UsageError("--output_dir: each trial has a folder of its own; give --study_dir")
     try:
         import optuna
     except ImportError:
-        raise UsageError('optuna is not installed: pip install -c constraints.txt -e ".[search]"') from None
+        raise UsageError(
+            'optuna is not installed: pip install -c constraints.txt -e ".[search]"'
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     args.study_dir.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -153,7 +191,9 @@ def main() -> None:
     command = [args.model, *args.search, *rest]
     if study.user_attrs.get("command", command) != command:
         before = " ".join(study.user_attrs["command"])
-        raise UsageError(f"--study_dir {args.study_dir}: holds the study of another command ({before})")
+        raise UsageError(
+            f"--study_dir {args.study_dir}: holds the study of another command ({before})"
+        )
     study.set_user_attr("command", command)
     # What has been drawn before would be drawn again.
     study.sampler = optuna.samplers.TPESampler(seed=args.sampler_seed + len(study.trials))
@@ -168,7 +208,9 @@ def main() -> None:
         raise UsageError("no trial has ended well; their messages are above")
     plot(study, space, args.study_dir / "study.png")
     best = study.best_trial
-    print(f"best: {best.value:.1%} with {json.dumps(best.params)}, in {args.study_dir}/trial-{best.number}")
+    print(
+        f"best: {best.value:.1%} with {json.dumps(best.params)}, in {args.study_dir}/trial-{best.number}"
+    )
 
 
 if __name__ == "__main__":

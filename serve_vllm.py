@@ -47,22 +47,34 @@ def visible_gpus() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("model", help="Hub id, folder, checkpoint or run")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+    )
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs that hold one copy (default: 1)")
-    parser.add_argument("--max_model_len", type=int, default=4096, help="tokens of prompt and completion together")
+    parser.add_argument(
+        "--tensor_parallel_size", type=int, default=1, help="GPUs that hold one copy (default: 1)"
+    )
+    parser.add_argument(
+        "--max_model_len", type=int, default=4096, help="tokens of prompt and completion together"
+    )
     args, rest = parser.parse_known_args()
     address = private_address(args.host)
     source = resolve_model(args.model)
-    program = shutil.which("vllm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    program = shutil.which(
+        "vllm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if program is None:
         raise UsageError("vllm is not installed: pip install vllm on a machine with a GPU")
     gpus = visible_gpus()
     if gpus % args.tensor_parallel_size:
-        raise UsageError(f"--tensor_parallel_size {args.tensor_parallel_size}: does not divide the {gpus} GPUs here")
+        raise UsageError(
+            f"--tensor_parallel_size {args.tensor_parallel_size}: does not divide the {gpus} GPUs here"
+        )
     command = [program, "serve", source.path, "--host", address, "--port", str(args.port)]
     command += ["--max-model-len", str(args.max_model_len)]
     # The probabilities that tokens were drawn with, which the trainer corrects for.
@@ -72,8 +84,13 @@ def main() -> None:
         command += ["--data-parallel-size", str(gpus // args.tensor_parallel_size)]
         command += ["--weight-transfer-config", '{"backend": "nccl"}']
     else:
-        print("no GPU: this server answers, but cannot be given new weights (NCCL needs GPUs)", file=sys.stderr)
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the endpoints through which the trainer gives it weights
+        print(
+            "no GPU: this server answers, but cannot be given new weights (NCCL needs GPUs)",
+            file=sys.stderr,
+        )
+    os.environ["VLLM_SERVER_DEV_MODE"] = (
+        "1"  # the endpoints through which the trainer gives it weights
+    )
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.execv(program, [*command, *rest])
 

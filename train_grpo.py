@@ -16,6 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_math.data.prompts import (
+    PromptStyle,
+    asks_in_chat,
+    build_prompts,
+    prompt_token_ids,
+    stop_strings,
+)
+from grpo_math.data.tasks import choose_style
+from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
+from grpo_math.generation.backend import Loading, load_config, load_tokenizer
 from grpo_math.launch.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
@@ -26,15 +36,18 @@ from grpo_math.launch.arguments import (
     set_advantage,
     trl_parser,
 )
-from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
-from grpo_math.generation.backend import Loading, load_config, load_tokenizer
 from grpo_math.launch.processes import check_launch, is_main_process, machine_defaults, vllm_mode
-from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
-from grpo_math.rewards.functions import build_rewards
-from grpo_math.run_folder import FINAL, ModelSource, mark_complete, open_run, resolve_model, write_record
-from grpo_math.data.tasks import choose_style
 from grpo_math.launch.tracking import choose_trackers, identify_run
 from grpo_math.launch.training_data import TrainingData, load_training_data
+from grpo_math.rewards.functions import build_rewards
+from grpo_math.run_folder import (
+    FINAL,
+    ModelSource,
+    mark_complete,
+    open_run,
+    resolve_model,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -53,22 +66,35 @@ def build_dataset(rows: list[dict[str, Any]], prompts: list) -> Any:
     """One row per question: the prompt, and every field that all rows have, for the reward functions."""
     from datasets import Dataset
 
-    shared = [key for key in rows[0] if key not in ("prompt", "solution") and all(key in row for row in rows)]
+    shared = [
+        key
+        for key in rows[0]
+        if key not in ("prompt", "solution") and all(key in row for row in rows)
+    ]
     try:
         return Dataset.from_list(
-            [{**{key: row[key] for key in shared}, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
+            [
+                {**{key: row[key] for key in shared}, "prompt": prompt}
+                for row, prompt in zip(rows, prompts, strict=True)
+            ]
         )
-    except Exception as error:  # pyarrow's errors for fields of mixed types share no base of their own
-        raise UsageError(f"the rows' fields do not have one type each ({first_line(error)})") from error
+    except (
+        Exception
+    ) as error:  # pyarrow's errors for fields of mixed types share no base of their own
+        raise UsageError(
+            f"the rows' fields do not have one type each ({first_line(error)})"
+        ) from error
 
 
-def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]) -> StopsAtStrings:
+def build_trainer(
+    plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]
+) -> StopsAtStrings:
     from transformers import PrinterCallback, ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
+    from grpo_math.generation.vllm_backend import prepare_training_engine
     from grpo_math.training.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
     from grpo_math.training.stopping import StopsAtStrings
-    from grpo_math.generation.vllm_backend import prepare_training_engine
 
     args, model_args = plan.args, plan.model_args
     args.model_init_kwargs = {
@@ -91,7 +117,12 @@ def build_trainer(plan: Plan, record: dict[str, Any], callbacks: list[TrainerCal
         processing_class=plan.tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        callbacks=[CompleteCheckpoints(run_dir, record, keep), MetricsFile(run_dir), StepPrinter(), *callbacks],
+        callbacks=[
+            CompleteCheckpoints(run_dir, record, keep),
+            MetricsFile(run_dir),
+            StepPrinter(),
+            *callbacks,
+        ],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -111,7 +142,9 @@ def save_final(trainer: StopsAtStrings, record: dict[str, Any]) -> Path:
     return final
 
 
-def build_inputs(data: TrainingData, style: PromptStyle, tokenizer: Any) -> tuple[Any, list[list[int]], int]:
+def build_inputs(
+    data: TrainingData, style: PromptStyle, tokenizer: Any
+) -> tuple[Any, list[list[int]], int]:
     """The training set, the held-out prompts as token ids, and the length of the longest prompt of both."""
     prompts = build_prompts(style, [row["question"] for row in data.rows], tokenizer)
     asked = build_prompts(style, [row["question"] for row in data.held_out], tokenizer)
@@ -147,13 +180,23 @@ def prepare(options: Options) -> Plan:
         UsageError: something cannot work; of combinations of flags, all that cannot are named.
     """
     if options.model is None and not options.gives("model_name_or_path"):
-        raise UsageError("no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder")
+        raise UsageError(
+            "no model: python train_grpo.py MODEL, where MODEL is a Hub id or a folder"
+        )
     data = load_training_data(options)
     rows = data.rows
     style = choose_style(options.prompt, rows)
-    build_rewards(options.reward_funcs, style)  # here for its error messages, before anything is loaded
+    build_rewards(
+        options.reward_funcs, style
+    )  # here for its error messages, before anything is loaded
 
-    from grpo_math.launch.checks import check_context, check_weights, conflicts, plan_batches, stop_arguments
+    from grpo_math.launch.checks import (
+        check_context,
+        check_weights,
+        conflicts,
+        plan_batches,
+        stop_arguments,
+    )
 
     machine, notes = machine_defaults()
     trl_args = parse_trl_arguments(options, machine)
@@ -172,12 +215,16 @@ def prepare(options: Options) -> Plan:
     check_launch(args.world_size)
     choose_trackers(args, options.gives("report_to"), say)
 
-    loading = Loading(revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code)
+    loading = Loading(
+        revision=trl_args.model_revision, trust_remote_code=trl_args.trust_remote_code
+    )
     model_config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
     chat = asks_in_chat(style, tokenizer)
     dataset, held_out, longest = build_inputs(data, style, tokenizer)
-    check_context(longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None))
+    check_context(
+        longest, args.max_completion_length, getattr(model_config, "max_position_embeddings", None)
+    )
     if args.use_vllm and args.vllm_max_model_length is None:
         args.vllm_max_model_length = longest + args.max_completion_length
     args.generation_kwargs = stop_arguments(stop_strings(chat, style), args)
@@ -189,20 +236,32 @@ def prepare(options: Options) -> Plan:
         "chat": chat,
         **data.record,
         "reward_funcs": options.reward_funcs,
-        **({"advantage": "no_baseline"} if options.advantage == "no_baseline" else {}),  # the others are TRL's
+        **(
+            {"advantage": "no_baseline"} if options.advantage == "no_baseline" else {}
+        ),  # the others are TRL's
     }
-    ours = {"baseline": options.advantage != "no_baseline", "skip_zero_advantage": options.skip_zero_advantage}
-    lines = [f"run          {args.output_dir}", *data.lines, *batches.lines(len(rows), args.num_generations), *notes]
+    ours = {
+        "baseline": options.advantage != "no_baseline",
+        "skip_zero_advantage": options.skip_zero_advantage,
+    }
+    lines = [
+        f"run          {args.output_dir}",
+        *data.lines,
+        *batches.lines(len(rows), args.num_generations),
+        *notes,
+    ]
     about_model = (source, args, model_args, model_config, tokenizer)
-    return Plan(*about_model, dataset, rewards, own, ours, longest, lines, data.held_out, held_out, style)
+    return Plan(
+        *about_model, dataset, rewards, own, ours, longest, lines, data.held_out, held_out, style
+    )
 
 
 def dry_run(plan: Plan) -> None:
     """Print what the run would take, on every rank of the launch, without its weights."""
     from trl import get_peft_config
 
-    from grpo_math.launch.processes import rank_line
     from grpo_math.launch.memory import count_parameters, estimate, memory_lines
+    from grpo_math.launch.processes import rank_line
 
     parameters = count_parameters(plan.model_config, get_peft_config(plan.model_args))
     parts = estimate(parameters, plan.model_config, plan.args, plan.model_args, plan.longest_prompt)
@@ -223,12 +282,12 @@ def train(plan: Plan, options: Options) -> None:
     Raises:
         UsageError: the folder holds another run, or this one cannot learn.
     """
+    from grpo_math.launch.checks import steps_between_generations
+    from grpo_math.launch.failures import loading_explained, shortage_explained
+    from grpo_math.launch.vllm_server import ServerWatch, server_url, wait_for_server
     from grpo_math.training.callbacks import StopSignal
     from grpo_math.training.diagnosis import Diagnosis
-    from grpo_math.launch.failures import loading_explained, shortage_explained
     from grpo_math.training.held_out import HeldOut
-    from grpo_math.launch.checks import steps_between_generations
-    from grpo_math.launch.vllm_server import ServerWatch, server_url, wait_for_server
 
     record, checkpoint = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
     if record is None:
@@ -247,11 +306,15 @@ def train(plan: Plan, options: Options) -> None:
     identify_run(plan.args)
     if plan.held_out:
         every = int(plan.args.eval_steps)
-        trainer.add_callback(HeldOut(trainer, plan.held_out, plan.held_out_prompts, plan.style, every, say))
+        trainer.add_callback(
+            HeldOut(trainer, plan.held_out, plan.held_out_prompts, plan.style, every, say)
+        )
     say(f"skipping     {trainer.skip_note}")
     say(f"sharing      {trainer.share_note}")
     if generates_elsewhere and trainer.accelerator.is_main_process:
-        ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(trainer.vllm_generation)
+        ServerWatch(server_url(plan.args), plan.args.vllm_server_timeout).start(
+            trainer.vllm_generation
+        )
     with shortage_explained():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if diagnosis.verdict:
@@ -259,7 +322,9 @@ def train(plan: Plan, options: Options) -> None:
     if not stop.stopped:
         say(f"saved        {save_final(trainer, record)}")
         return
-    say(f"stopped after step {trainer.state.global_step}, checkpoint saved; the same command continues from it")
+    say(
+        f"stopped after step {trainer.state.global_step}, checkpoint saved; the same command continues from it"
+    )
     trainer.accelerator.end_training()
     if not tell_job("stopped"):
         raise SystemExit(STOPPED)

@@ -23,7 +23,12 @@ from tables import machine, publish, ratio, spread, table
 
 STARTER = Path(__file__).resolve().parent.parent / "starter_model"
 # Layers of Qwen2.5-0.5B, 4 of its 24; 7 heads share keys and values.
-QWEN = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
+QWEN = {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 4,
+    "layer_types": ["full_attention"] * 4,
+}
 QWEN |= {"num_attention_heads": 14, "num_key_value_heads": 2, "initializer_range": 0.1}
 
 
@@ -51,7 +56,9 @@ def make_model(folder: Path, case: Case) -> None:
     torch.manual_seed(1)
     config = AutoConfig.from_pretrained(STARTER, tie_word_embeddings=False, **case.shape)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    GenerationConfig(eos_token_id=list(range(20, 20 + case.ends)), pad_token_id=508).save_pretrained(folder)
+    GenerationConfig(
+        eos_token_id=list(range(20, 20 + case.ends)), pad_token_id=508
+    ).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(STARTER / name, folder)
 
@@ -62,7 +69,11 @@ def random_prompts(count: int) -> list[list[int]]:
 
     noise = torch.Generator().manual_seed(0)
     sizes = torch.randint(20, 61, (count,), generator=noise).tolist()
-    return sorted((torch.randint(60, 500, (size,), generator=noise).tolist() for size in sizes), key=len, reverse=True)
+    return sorted(
+        (torch.randint(60, 500, (size,), generator=noise).tolist() for size in sizes),
+        key=len,
+        reverse=True,
+    )
 
 
 def fixed_batches(backend: Any, prompts: list[list[int]], sampling: Any) -> list[str]:
@@ -71,16 +82,23 @@ def fixed_batches(backend: Any, prompts: list[list[int]], sampling: Any) -> list
     from transformers import GenerationConfig
 
     config = GenerationConfig(
-        max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=backend.end_tokens, pad_token_id=508
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,
+        eos_token_id=backend.end_tokens,
+        pad_token_id=508,
     )
     texts = []
     for start in range(0, len(prompts), backend.in_flight):
         inputs = backend.tokenizer.pad(
-            {"input_ids": prompts[start : start + backend.in_flight]}, padding_side="left", return_tensors="pt"
+            {"input_ids": prompts[start : start + backend.in_flight]},
+            padding_side="left",
+            return_tensors="pt",
         ).to(backend.model.device)
         with torch.inference_mode():
             output = backend.model.generate(**inputs, generation_config=config)
-        texts += backend.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts += backend.tokenizer.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
     return texts
 
 
@@ -89,10 +107,16 @@ def continuous_batching(backend: Any, prompts: list[list[int]], sampling: Any) -
     from transformers import GenerationConfig
 
     config = GenerationConfig(
-        max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=backend.end_tokens, pad_token_id=508
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,
+        eos_token_id=backend.end_tokens,
+        pad_token_id=508,
     )
     outputs = backend.model.generate_batch(prompts, generation_config=config, progress_bar=False)
-    return [backend.tokenizer.decode(output.generated_tokens, skip_special_tokens=True) for output in outputs.values()]
+    return [
+        backend.tokenizer.decode(output.generated_tokens, skip_special_tokens=True)
+        for output in outputs.values()
+    ]
 
 
 def this_project(backend: Any, prompts: list[list[int]], sampling: Any) -> list[str]:
@@ -108,8 +132,8 @@ def timed(clock: Callable[[], float], function: Callable[[], list[str]]) -> tupl
 def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
     """Lines of the table for one case."""
     from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
-    from grpo_math.run_folder import ModelSource
     from grpo_math.generation.transformers_backend import TransformersBackend
+    from grpo_math.run_folder import ModelSource
 
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +151,9 @@ def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
             "this project, without vLLM": lambda: this_project(backend, prompts, sampling),
         }
         if args.continuous:
-            ways["transformers' continuous batching"] = lambda: continuous_batching(backend, prompts, sampling)
+            ways["transformers' continuous batching"] = lambda: continuous_batching(
+                backend, prompts, sampling
+            )
         if args.vllm:
             from grpo_math.generation.vllm_backend import VllmBackend
 
@@ -140,9 +166,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
                 times[way] += [seconds] if number else []  # the first warms up
         expected = results["`generate` over fixed batches"][1]
         sizes = sorted(completions[0].tokens for completions in backend.generate(prompts, sampling))
-    shown = (
-        f"{case.name}: {case.answers} answers of {sizes[0]} to {sizes[-1]} tokens, median {sizes[len(sizes) // 2]}, "
-    )
+    shown = f"{case.name}: {case.answers} answers of {sizes[0]} to {sizes[-1]} tokens, median {sizes[len(sizes) // 2]}, "
     shown += f"{case.together} at a time"
     lines = []
     for way, seconds in times.items():
@@ -154,18 +178,37 @@ def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default: 5)")
-    parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
-    parser.add_argument("--continuous", action="store_true", help="measure transformers' continuous batching, too")
-    parser.add_argument(
-        "--cpu_time", action="store_true", help="for a machine that others use: CPU time, not wall time"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of which medians are taken (default: 5)"
+    )
+    parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
+    parser.add_argument(
+        "--continuous", action="store_true", help="measure transformers' continuous batching, too"
+    )
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="for a machine that others use: CPU time, not wall time",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/README.md"
+    )
     args = parser.parse_args()
     lines = [line for case in CASES for line in measure(case, args)]
-    header = ["answers", "", "s", "tokens/s", "times as fast as fixed batches", "same greedy answers"]
-    text = f"{machine('transformers', *(['vllm'] if args.vllm else []))}\n\nRandom weights, float32; "
+    header = [
+        "answers",
+        "",
+        "s",
+        "tokens/s",
+        "times as fast as fixed batches",
+        "same greedy answers",
+    ]
+    text = (
+        f"{machine('transformers', *(['vllm'] if args.vllm else []))}\n\nRandom weights, float32; "
+    )
     text += f"{'CPU' if args.cpu_time else 'wall'} time, medians (and range) of {args.rounds} interleaved rounds.\n\n"
     text += table(header, lines)
     publish("evaluation with vLLM" if args.vllm else "evaluation", text, args.write)

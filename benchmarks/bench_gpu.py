@@ -24,7 +24,12 @@ from typing import Any
 from tables import machine, publish, table
 
 STARTER = Path(__file__).resolve().parent.parent / "starter_model"
-SHARED = {"vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6, "num_key_value_heads": 2}
+SHARED = {
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "num_key_value_heads": 2,
+}
 # As in the models' config.json on the Hub.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": SHARED | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -39,7 +44,13 @@ SHAPES: dict[str, dict[str, Any]] = {
                     "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
 }  # fmt: skip
 # Dense bfloat16 TFLOP/s and TB/s from the makers' data sheets; others by --peak_tflops and --bandwidth.
-GPUS = {"H200": (989, 4.8), "H100": (989, 3.35), "A100": (312, 2.0), "L40S": (362, 0.864), "4090": (165, 1.008)}
+GPUS = {
+    "H200": (989, 4.8),
+    "H100": (989, 3.35),
+    "A100": (312, 2.0),
+    "L40S": (362, 0.864),
+    "4090": (165, 1.008),
+}
 
 
 def synchronize() -> None:
@@ -66,23 +77,43 @@ def build(kind: type, model: Any, args: argparse.Namespace, folder: str) -> Any:
 
     def given(trainer: Any, prompt_ids: list, *_: Any, **__: Any) -> tuple[list, None]:
         noise = torch.Generator().manual_seed(0)
-        sizes = torch.randint(8, args.completion_length + 1, (len(prompt_ids),), generator=noise).tolist()
+        sizes = torch.randint(
+            8, args.completion_length + 1, (len(prompt_ids),), generator=noise
+        ).tolist()
         return [torch.randint(20, 500, (size,), generator=noise).tolist() for size in sizes], None
 
     def reward(completion_ids: list, **_: Any) -> list[float]:
         alike = round(args.alike * len(completion_ids) / args.group)
-        return [1.0 if row // args.group < alike else float(row % 2) for row in range(len(completion_ids))]
+        return [
+            1.0 if row // args.group < alike else float(row % 2)
+            for row in range(len(completion_ids))
+        ]
 
     cuda = torch.cuda.is_available()
     config = GRPOConfig(
-        **{"output_dir": folder, "report_to": "none", "bf16": cuda, "use_cpu": not cuda, "beta": 0.0},
+        **{
+            "output_dir": folder,
+            "report_to": "none",
+            "bf16": cuda,
+            "use_cpu": not cuda,
+            "beta": 0.0,
+        },
         **{"num_generations": args.group, "per_device_train_batch_size": args.micro_batch},
-        **{"gradient_accumulation_steps": args.completions // args.micro_batch, "loss_type": "dr_grpo"},
-        **{"max_completion_length": args.completion_length, "gradient_checkpointing": True, "scale_rewards": "none"},
+        **{
+            "gradient_accumulation_steps": args.completions // args.micro_batch,
+            "loss_type": "dr_grpo",
+        },
+        **{
+            "max_completion_length": args.completion_length,
+            "gradient_checkpointing": True,
+            "scale_rewards": "none",
+        },
         **{"dataloader_pin_memory": cuda},
     )
     words = " ".join(["12 plus 5"] * (args.prompt_length // 3))
-    data = Dataset.from_list([{"prompt": f"{number} {words}"} for number in range(args.completions)])
+    data = Dataset.from_list(
+        [{"prompt": f"{number} {words}"} for number in range(args.completions)]
+    )
     tokenizer = AutoTokenizer.from_pretrained(STARTER)
     kind = type("Given", (kind,), {"_generate_single_turn": given})
     trainer = kind(model, reward, config, data, processing_class=tokenizer)
@@ -103,7 +134,9 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda else torch.float32
     with torch.device("cuda" if cuda else "cpu"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SHAPES[name]), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("qwen2", **SHAPES[name]), dtype=dtype
+        )
     parameters, size = sum(p.numel() for p in model.parameters()), dtype.itemsize
     peak, bandwidth = peaks(args)
     lines: list[list[object]] = []
@@ -111,13 +144,17 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
     def add(phase: str, seconds: float, tokens: int, flops: float, moved: float) -> None:
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if cuda else "-"
         floors = (
-            [f"{flops / peak:.3f}", f"{moved / bandwidth:.3f}", f"{flops / peak / seconds:.0%}"] if peak else ["-"] * 3
+            [f"{flops / peak:.3f}", f"{moved / bandwidth:.3f}", f"{flops / peak / seconds:.0%}"]
+            if peak
+            else ["-"] * 3
         )
         lines.append([name, phase, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", *floors, memory])
         if cuda:
             torch.cuda.reset_peak_memory_stats()
 
-    prompts = [[20 + number % 400] * args.prompt_length for number in range(args.completions // args.group)]
+    prompts = [
+        [20 + number % 400] * args.prompt_length for number in range(args.completions // args.group)
+    ]
     prompts = [prompt for prompt in prompts for _ in range(args.group)]
     decoder = Decoder(model.eval(), chooser(1.0), finisher([], args.completion_length), 508)
     timed(lambda: decoder.complete(prompts[: args.group], args.group))  # warms up
@@ -126,7 +163,8 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
     cache = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * size
     cache *= model.config.hidden_size // model.config.num_attention_heads
     read = args.completion_length * (
-        parameters * size + args.completions * cache * (args.prompt_length + args.completion_length / 2)
+        parameters * size
+        + args.completions * cache * (args.prompt_length + args.completion_length / 2)
     )
     add("generation, transformers", seconds, generated, 2 * parameters * generated, read)
     for kind, who in ((GRPOTrainer, "GRPOTrainer"), (MathGRPOTrainer, "this project")):
@@ -143,11 +181,19 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
             useful = args.completions * (args.prompt_length + args.completion_length / 2)
             passes = args.completions // args.micro_batch
             flops, moved = 6 * parameters * useful, passes * 4 * parameters * size
-            add(f"loss and backward, {who}", statistics.median(times[1:]), int(useful), flops, moved)
+            add(
+                f"loss and backward, {who}", statistics.median(times[1:]), int(useful), flops, moved
+            )
     optimizer = trainer.optimizer
     train(trainer, batch)
     seconds = timed(optimizer.step)
-    add("optimizer (AdamW)", seconds, args.completions * args.completion_length, 12 * parameters, 7 * parameters * size)
+    add(
+        "optimizer (AdamW)",
+        seconds,
+        args.completions * args.completion_length,
+        12 * parameters,
+        7 * parameters * size,
+    )
     return lines
 
 
@@ -173,27 +219,48 @@ def peaks(args: argparse.Namespace) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5B", "1.5B", "3B", "7B"])
     parser.add_argument("--completions", type=int, default=256, help="of a step (default: 256)")
     parser.add_argument("--micro_batch", type=int, default=8, help="completions (default: 8)")
-    parser.add_argument("--group", type=int, default=8, help="completions per question (default: 8)")
+    parser.add_argument(
+        "--group", type=int, default=8, help="completions per question (default: 8)"
+    )
     parser.add_argument("--prompt_length", type=int, default=120, help="tokens (default: 120)")
-    parser.add_argument("--completion_length", type=int, default=512, help="the cap, in tokens (default: 512)")
-    parser.add_argument("--alike", type=float, default=0.5, help="share of groups rewarded alike (default: 0.5)")
-    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default: 5)")
-    parser.add_argument("--peak_tflops", type=float, default=0.0, help="dense bfloat16 (default: the data sheet's)")
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="TB/s (default: the data sheet's)")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument(
+        "--completion_length", type=int, default=512, help="the cap, in tokens (default: 512)"
+    )
+    parser.add_argument(
+        "--alike", type=float, default=0.5, help="share of groups rewarded alike (default: 0.5)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of which medians are taken (default: 5)"
+    )
+    parser.add_argument(
+        "--peak_tflops", type=float, default=0.0, help="dense bfloat16 (default: the data sheet's)"
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=0.0, help="TB/s (default: the data sheet's)"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/README.md"
+    )
     args = parser.parse_args()
     lines = [line for name in args.shapes for line in phases(name, args)]
-    header = ["shape", "phase", "s", "tokens/s", "arithmetic floor, s", "bytes floor, s", "utilisation", "peak GiB"]
-    text = (
-        f"{machine('transformers', 'trl')}\n\n{args.completions} completions of 8 to {args.completion_length} tokens "
-    )
-    text += (
-        f"in micro-batches of {args.micro_batch}, prompts of {args.prompt_length}, {args.alike:.0%} of groups rewarded "
-    )
+    header = [
+        "shape",
+        "phase",
+        "s",
+        "tokens/s",
+        "arithmetic floor, s",
+        "bytes floor, s",
+        "utilisation",
+        "peak GiB",
+    ]
+    text = f"{machine('transformers', 'trl')}\n\n{args.completions} completions of 8 to {args.completion_length} tokens "
+    text += f"in micro-batches of {args.micro_batch}, prompts of {args.prompt_length}, {args.alike:.0%} of groups rewarded "
     text += f"alike; medians of {args.rounds} rounds.\n\n{table(header, lines)}"
     publish("GPU", text, args.write)
 

@@ -22,7 +22,18 @@ from typing import NamedTuple
 from grpo_math.grading.answers import grade_number
 
 PEOPLE = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina")
-THINGS = ("clips", "apples", "pages", "letters", "flowers", "pizzas", "boxes", "miles", "eggs", "tickets")
+THINGS = (
+    "clips",
+    "apples",
+    "pages",
+    "letters",
+    "flowers",
+    "pizzas",
+    "boxes",
+    "miles",
+    "eggs",
+    "tickets",
+)
 
 # What stands at the end of a completion: {a} is the answer, {m} its spelling with separators, {b} another number, {t} a
 # thing, {p} a person, {x} + {y} a sum that comes to the answer. The flag says whether that deserves to be right.
@@ -42,7 +53,10 @@ ENDINGS: dict[str, tuple[str, bool]] = {
     "`so she has **72** clips.`": ("So {p} has **{a}** {t} now.", True),
     "`so she has 72 clips.`": ("So {p} has {a} {t} now.", True),
     "`so that is $1,234.`": ("So that is ${m}.", True),
-    "a box put right, far apart": ("$\\boxed{{{b}}}$? {p} counts the {t} again.\n\nIt is $\\boxed{{{a}}}$.", True),
+    "a box put right, far apart": (
+        "$\\boxed{{{b}}}$? {p} counts the {t} again.\n\nIt is $\\boxed{{{a}}}$.",
+        True,
+    ),
     "a box put right, close together": ("\\boxed{{{b}}}, no, \\boxed{{{a}}}", True),
     "an answer, then an invented question": (
         "#### {a}\n\nQuestion: {p} buys {b} {t}. How many are left?\n#### {b}",
@@ -59,7 +73,12 @@ ENDINGS: dict[str, tuple[str, bool]] = {
     "wrong: a percentage of the number": ("$\\boxed{{{h}\\%}}$", False),
     "wrong: cut off in mid sum": ("Now add what is left: {x} + {b} + ", False),
 }
-NOT_LATEX = (*list(ENDINGS)[:8], "`so she has **72** clips.`", "`so she has 72 clips.`", "`so that is $1,234.`")
+NOT_LATEX = (
+    *list(ENDINGS)[:8],
+    "`so she has **72** clips.`",
+    "`so she has 72 clips.`",
+    "`so that is $1,234.`",
+)
 # Every way in which a grader's verdict is not the deserved one: whose, for which endings, and why.
 REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
@@ -94,13 +113,21 @@ REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     (
         "math-verify",
-        ("wrong: a sum left to do", "wrong: a division left to do", "wrong: a percentage of the number"),
+        (
+            "wrong: a sum left to do",
+            "wrong: a division left to do",
+            "wrong: a percentage of the number",
+        ),
         "It works out what the model left to do, and takes 5000% for 50 and for 5000. Here working it out is the task, "
         "and a percent sign is a unit.",
     ),
     (
         "TRL accuracy_reward",
-        ("wrong: a sum left to do", "wrong: a division left to do", "wrong: a percentage of the number"),
+        (
+            "wrong: a sum left to do",
+            "wrong: a division left to do",
+            "wrong: a percentage of the number",
+        ),
         "As math-verify, which it calls.",
     ),
 )
@@ -150,7 +177,14 @@ def make_sample(rng: random.Random, kind: str) -> Sample:
             )
         )
     ending, right = ENDINGS[kind]
-    values = {"a": total, "m": f"{total:,}", "b": total + rng.randint(1, 9), "x": total - 1, "y": 1, "d": 2 * total}
+    values = {
+        "a": total,
+        "m": f"{total:,}",
+        "b": total + rng.randint(1, 9),
+        "x": total - 1,
+        "y": 1,
+        "d": 2 * total,
+    }
     closing = ending.format(**values, h=100 * total, t=thing, p=person)
     return Sample("\n".join(lines) + "\n\n" + closing, str(total), kind, right)
 
@@ -169,7 +203,10 @@ def trl_verdicts(samples: list[Sample]) -> list[bool]:
     from trl.rewards import accuracy_reward
 
     completions = [[{"role": "assistant", "content": sample.completion}] for sample in samples]
-    return [reward == 1.0 for reward in accuracy_reward(completions, [sample.gold for sample in samples])]
+    return [
+        reward == 1.0
+        for reward in accuracy_reward(completions, [sample.gold for sample in samples])
+    ]
 
 
 GRADERS: dict[str, Callable[[list[Sample]], list[bool]]] = {
@@ -198,7 +235,10 @@ def measure(rounds: int, count: int, seed: int) -> tuple[dict[str, list[float]],
 
 def report(times: dict[str, list[float]], verdicts: Verdicts, rounds: int, count: int) -> str:
     """The page as Markdown."""
-    ours, length = times["this project"], sum(len(s.completion) for s in make_samples(1000, 0)) // 1000
+    ours, length = (
+        times["this project"],
+        sum(len(s.completion) for s in make_samples(1000, 0)) // 1000,
+    )
     lines = ["# The numeric grader, beside math-verify and TRL", "", *machine(), ""]
     lines += [
         f"{count:,} completions of about {length} characters in each of {rounds} rounds; medians over the rounds.",
@@ -218,12 +258,19 @@ def report(times: dict[str, list[float]], verdicts: Verdicts, rounds: int, count
         )
         lines.append(f"| {name} | {median * 1e6:.1f} | {1 / median:,.0f} | {ratio} |")
     lines += ["", "## What each calls right", "", ABOUT, ""]
-    lines += ["| ending | deserves | " + " | ".join(GRADERS) + " |", "|---|---|" + "---|" * len(GRADERS)]
+    lines += [
+        "| ending | deserves | " + " | ".join(GRADERS) + " |",
+        "|---|---|" + "---|" * len(GRADERS),
+    ]
     for kind, (_, right) in ENDINGS.items():
         shares = [share(verdicts[kind][name]) for name in GRADERS]
         cells = [f"{each:.0%}" if each == right else f"**{each:.0%}**" for each in shares]
         lines.append(f"| {kind} | {'right' if right else 'wrong'} | " + " | ".join(cells) + " |")
-    lines.append("| **as deserved** | | " + " | ".join(f"{as_deserved(verdicts, name):.1%}" for name in GRADERS) + " |")
+    lines.append(
+        "| **as deserved** | | "
+        + " | ".join(f"{as_deserved(verdicts, name):.1%}" for name in GRADERS)
+        + " |"
+    )
     lines += ["", "## Why they disagree", ""]
     lines += [f"- **{name}**, {'; '.join(kinds)}: {reason}" for name, kinds, reason in REASONS]
     return "\n".join(lines)
@@ -240,7 +287,10 @@ def as_deserved(verdicts: Verdicts, name: str) -> float:
 def unexplained(verdicts: Verdicts) -> list[str]:
     """Disagreements that REASONS does not explain, and explanations of what does not happen."""
     happens = {
-        (name, kind) for kind, (_, right) in ENDINGS.items() for name in GRADERS if share(verdicts[kind][name]) != right
+        (name, kind)
+        for kind, (_, right) in ENDINGS.items()
+        for name in GRADERS
+        if share(verdicts[kind][name]) != right
     }
     explained = {(name, kind) for name, kinds, _ in REASONS for kind in kinds}
     return [f"{name}: {kind}" for name, kind in sorted(happens ^ explained)]
@@ -256,7 +306,9 @@ def machine() -> list[str]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [
-            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
         ]
         model = names[0] if names else model
     packages = ", ".join(f"{name} {version(name)}" for name in ("math-verify", "sympy", "trl"))
@@ -264,9 +316,13 @@ def machine() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--count", type=int, default=1_120, help="completions per round (default: 1,120)")
+    parser.add_argument(
+        "--count", type=int, default=1_120, help="completions per round (default: 1,120)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     times, verdicts = measure(args.rounds, args.count, args.seed)

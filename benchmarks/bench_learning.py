@@ -38,14 +38,37 @@ def build_args(kind: str, seed: int) -> tuple[Any, list[str]]:
 
     options = parse_options(["--config", str(ROOT / "recipes/starter_arithmetic.yaml")], "")
     if kind == "defaults":  # all but what the task asks for, and the size of a step
-        kept = ("max_steps", "num_generations", "per_device_train_batch_size", "max_completion_length")
-        options.recipe = {key: options.recipe[key] for key in (*kept, "gradient_accumulation_steps")}
-        options.rest = ["--loss_type", "dapo", "--scale_rewards", "group", "--lr_scheduler_type", "linear"]
+        kept = (
+            "max_steps",
+            "num_generations",
+            "per_device_train_batch_size",
+            "max_completion_length",
+        )
+        options.recipe = {
+            key: options.recipe[key] for key in (*kept, "gradient_accumulation_steps")
+        }
+        options.rest = [
+            "--loss_type",
+            "dapo",
+            "--scale_rewards",
+            "group",
+            "--lr_scheduler_type",
+            "linear",
+        ]
         options.rest += ["--warmup_steps", "0"]
-    machine_settings = {"bf16": False, "attn_implementation": "sdpa", "dataloader_pin_memory": False}
+    machine_settings = {
+        "bf16": False,
+        "attn_implementation": "sdpa",
+        "dataloader_pin_memory": False,
+    }
     arguments = parse_trl_arguments(options, machine_settings)
     folder = tempfile.mkdtemp()
-    for name, value in {"output_dir": folder, "report_to": ["none"], "save_strategy": "no", "seed": seed}.items():
+    for name, value in {
+        "output_dir": folder,
+        "report_to": ["none"],
+        "save_strategy": "no",
+        "seed": seed,
+    }.items():
         setattr(arguments, name, value)
     arguments.log_completions = False
     args, _ = build_configs(arguments)
@@ -67,7 +90,11 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
     args, reward_names = build_args(kind, seed)
     style = get_style("answer_tag")
     rows = [
-        {"prompt": build_prompt(style, each.question, chat=True), "question": each.question, "answer": str(each.answer)}
+        {
+            "prompt": build_prompt(style, each.question, chat=True),
+            "question": each.question,
+            "answer": str(each.answer),
+        }
         for each in sum_problems(4500, -99, 99, seed=1)
     ]
     rows = [{**row, "task": "arithmetic"} for row in rows]
@@ -80,11 +107,17 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
         def on_log(self, args, state, control, logs=None, **_: Any) -> None:
             if "reward" not in (logs or {}):
                 return
-            accuracy.append(next(value for key, value in logs.items() if key.startswith("rewards/accuracy")))
-            result.update(elapsed=clock() - self.started, accuracy=statistics.mean(accuracy[-STEPS:]))
+            accuracy.append(
+                next(value for key, value in logs.items() if key.startswith("rewards/accuracy"))
+            )
+            result.update(
+                elapsed=clock() - self.started, accuracy=statistics.mean(accuracy[-STEPS:])
+            )
             if len(accuracy) >= STEPS and result["accuracy"] >= GOAL:
                 result.update(seconds=result["elapsed"], steps=state.global_step)
-            control.should_training_stop = result["seconds"] is not None or result["elapsed"] > limit
+            control.should_training_stop = (
+                result["seconds"] is not None or result["elapsed"] > limit
+            )
 
     def timed(trainer: Any, *more: Any, **named: Any) -> Any:
         started = clock()
@@ -92,7 +125,11 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
         generation[0] += clock() - started
         return answer
 
-    measured = type("Measured", (MathGRPOTrainer if kind == "ours" else GRPOTrainer,), {"_generate_single_turn": timed})
+    measured = type(
+        "Measured",
+        (MathGRPOTrainer if kind == "ours" else GRPOTrainer,),
+        {"_generate_single_turn": timed},
+    )
     trainer = measured(
         str(ROOT / "starter_model"),
         build_rewards(reward_names, style),
@@ -103,14 +140,20 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
     )
     trainer.train()
     count = len(accuracy)
-    return result | {"count": count, "step": result["elapsed"] / count, "generation": generation[0] / count}
+    return result | {
+        "count": count,
+        "step": result["elapsed"] / count,
+        "generation": generation[0] / count,
+    }
 
 
 def runs(path: Path, pairs: int, limit: float, cpu_time: bool) -> list[dict[str, Any]]:
     """All runs, those in `path` first and the missing ones after them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    wanted = [(kind, seed) for seed in range(pairs) for kind in ("ours", "plain")] + [("defaults", 0)]
+    wanted = [(kind, seed) for seed in range(pairs) for kind in ("ours", "plain")] + [
+        ("defaults", 0)
+    ]
     for kind, seed in wanted:
         if any((run["kind"], run["seed"]) == (kind, seed) for run in done):
             continue
@@ -133,32 +176,50 @@ def line(kind: str, done: list[dict[str, Any]]) -> list[object]:
         ends = ", ".join(f"{run['accuracy']:.0%} after {run['elapsed']:.0f} s" for run in those)
         return [*shown, "-", f"not reached: {ends}", "-"]
     seconds, steps = [run["seconds"] for run in those], [run["steps"] for run in those]
-    others = {run["seed"]: run["seconds"] for run in done if run["kind"] == "plain" and run["seconds"]}
+    others = {
+        run["seed"]: run["seconds"] for run in done if run["kind"] == "plain" and run["seconds"]
+    }
     faster = ratio([others[run["seed"]] for run in those if run["seed"] in others],
                    [run["seconds"] for run in those if run["seed"] in others])  # fmt: skip
     return [*shown, spread(steps, ".0f"), spread(seconds, ".0f"), faster]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="of runs, with other seeds (default: 5)")
-    parser.add_argument("--limit", type=float, default=900, help="seconds after which a run gives up (default: 900)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="of runs, with other seeds (default: 5)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=900, help="seconds after which a run gives up (default: 900)"
+    )
     parser.add_argument("--runs_file", type=Path, default=Path("outputs/bench_learning.jsonl"))
     parser.add_argument(
-        "--cpu_time", action="store_true", help="for a machine that others use: CPU time, not wall time"
+        "--cpu_time",
+        action="store_true",
+        help="for a machine that others use: CPU time, not wall time",
     )
     parser.add_argument("--one", nargs=2, metavar=("KIND", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/README.md"
+    )
     args = parser.parse_args()
     if args.one:
         clock = time.process_time if args.cpu_time else time.perf_counter
         print(json.dumps(run_once(args.one[0], int(args.one[1]), args.limit, clock)))
         return
     done = runs(args.runs_file, args.pairs, args.limit, args.cpu_time)
-    header = ["", "a step, s", "of which generation", "and all else", "steps to 80%", "seconds to 80%", "times as fast"]
-    text = (
-        f"{machine('transformers', 'trl')}\n\nMedians (and range) of {args.pairs} pairs of runs with the same seed.\n\n"
-    )
+    header = [
+        "",
+        "a step, s",
+        "of which generation",
+        "and all else",
+        "steps to 80%",
+        "seconds to 80%",
+        "times as fast",
+    ]
+    text = f"{machine('transformers', 'trl')}\n\nMedians (and range) of {args.pairs} pairs of runs with the same seed.\n\n"
     publish("learning", text + table(header, [line(kind, done) for kind in KINDS]), args.write)
     args.runs_file.unlink()
 

@@ -20,8 +20,17 @@ from tables import machine, publish, ratio, spread, table
 
 STARTER = Path(__file__).resolve().parent.parent / "starter_model"
 GROUP, ROWS, MICRO, SHORTEST, CAP = 16, 256, 64, 8, 96
-ON_POLICY = [("even", 0.0), ("even", 0.25), ("even", 0.5), ("even", 0.75), ("long-tailed", 0.0), ("long-tailed", 0.5)]
-OFF_POLICY = [("even", 0.5)]  # in which log-probabilities are computed without a gradient first, and used twice
+ON_POLICY = [
+    ("even", 0.0),
+    ("even", 0.25),
+    ("even", 0.5),
+    ("even", 0.75),
+    ("long-tailed", 0.0),
+    ("long-tailed", 0.5),
+]
+OFF_POLICY = [
+    ("even", 0.5)
+]  # in which log-probabilities are computed without a gradient first, and used twice
 
 
 def lengths(kind: str, count: int, seed: int) -> list[int]:
@@ -54,16 +63,31 @@ def build(kind: type, folder: str, iterations: int):
 
     def reward(completion_ids, **_):
         alike = round(trainer.case[1] * ROWS / GROUP)
-        return [1.0 if row // GROUP < alike else float(row % 2) for row in range(len(completion_ids))]
+        return [
+            1.0 if row // GROUP < alike else float(row % 2) for row in range(len(completion_ids))
+        ]
 
     args = GRPOConfig(
-        **{"output_dir": folder, "report_to": "none", "bf16": False, "use_cpu": True, "num_generations": GROUP},
+        **{
+            "output_dir": folder,
+            "report_to": "none",
+            "bf16": False,
+            "use_cpu": True,
+            "num_generations": GROUP,
+        },
         **{"per_device_train_batch_size": MICRO, "gradient_accumulation_steps": ROWS // MICRO},
-        **{"max_completion_length": CAP, "gradient_checkpointing": False, "dataloader_pin_memory": False},
+        **{
+            "max_completion_length": CAP,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+        },
         **{"loss_type": "dr_grpo", "scale_rewards": "none", "num_iterations": iterations},
     )
     style = get_style("answer_tag")
-    rows = [{"prompt": build_prompt(style, problem.question, chat=True)} for problem in sum_problems(64, -99, 99, 0)]
+    rows = [
+        {"prompt": build_prompt(style, problem.question, chat=True)}
+        for problem in sum_problems(64, -99, 99, 0)
+    ]
     model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
     given_kind = type("Given", (kind,), {"_generate_single_turn": given})
     tokenizer = AutoTokenizer.from_pretrained(STARTER)
@@ -118,27 +142,48 @@ def measure(
                     trainer.case = case
                     each.append(training_phase(trainer, batch, iterations, clock))
             plain, ours = (each[1:] for each in times)  # the first warms up
-            how = "on-policy" if iterations == 1 else f"num_iterations {iterations}, with old log-probabilities"
-            lines.append([how, case[0], f"{case[1]:.0%}", spread(plain), spread(ours), ratio(plain, ours)])
+            how = (
+                "on-policy"
+                if iterations == 1
+                else f"num_iterations {iterations}, with old log-probabilities"
+            )
+            lines.append(
+                [how, case[0], f"{case[1]:.0%}", spread(plain), spread(ours), ratio(plain, ours)]
+            )
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="of which medians are taken (default: 7)")
-    parser.add_argument(
-        "--cpu_time", action="store_true", help="for a machine that others use: CPU time, not wall time"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="of which medians are taken (default: 7)"
+    )
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="for a machine that others use: CPU time, not wall time",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/README.md"
+    )
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
-    header = ["", "lengths", "groups rewarded alike", "GRPOTrainer, s", "this project, s", "times as fast"]
+    header = [
+        "",
+        "lengths",
+        "groups rewarded alike",
+        "GRPOTrainer, s",
+        "this project, s",
+        "times as fast",
+    ]
     lines = measure(1, ON_POLICY, args.rounds, clock) + measure(2, OFF_POLICY, args.rounds, clock)
     text = f"{machine('transformers', 'trl')}\n\n{ROWS} completions of {SHORTEST} to {CAP} tokens, micro-batches of "
+    text += f"{MICRO}, groups of {GROUP}, starter model (0.7M parameters), float32; {'CPU' if args.cpu_time else 'wall'} "
     text += (
-        f"{MICRO}, groups of {GROUP}, starter model (0.7M parameters), float32; {'CPU' if args.cpu_time else 'wall'} "
+        f"time, medians (and range) of {args.rounds} interleaved rounds.\n\n{table(header, lines)}"
     )
-    text += f"time, medians (and range) of {args.rounds} interleaved rounds.\n\n{table(header, lines)}"
     publish("training", text, args.write)
 
 

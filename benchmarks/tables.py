@@ -24,7 +24,11 @@ def machine(*packages: str) -> str:
             name = line.split(":")[1].strip()
             break
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    named = ", ".join(f"{name} {number}" for name, number in versions(("torch", *packages)).items() if name != "python")
+    named = ", ".join(
+        f"{name} {number}"
+        for name, number in versions(("torch", *packages)).items()
+        if name != "python"
+    )
     return (
         f"{name} ({platform.machine()}), {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used, {gpu}; "
         f"Python {platform.python_version()}, {named}."
@@ -52,6 +56,10 @@ def publish(section: str, text: str, write: bool) -> None:
     print(text)
     if not write:
         return
-    page, start, end = README.read_text(encoding="utf-8"), f"<!-- {section} -->\n", f"<!-- end of {section} -->"
+    page, start, end = (
+        README.read_text(encoding="utf-8"),
+        f"<!-- {section} -->\n",
+        f"<!-- end of {section} -->",
+    )
     before, rest = page.split(start)
     README.write_text(before + start + text + "\n" + end + rest.split(end)[1], encoding="utf-8")

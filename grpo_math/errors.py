@@ -18,7 +18,12 @@ JOB_STATUS = "GRPO_JOB_STATUS"
 
 # The disk's and the system's ways of refusing to write; libraries that write themselves only leave words.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system", "unexpected pos")
+REFUSED = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "unexpected pos",
+)
 
 
 class UsageError(Exception):
@@ -78,7 +83,11 @@ def run(main: Callable[[], None]) -> None:
     except PermissionError as error:
         fail(f"{error.filename}: permission denied" if error.filename else str(error))
     except Exception as error:
-        refused = error.errno in REFUSALS if isinstance(error, OSError) else any(it in str(error) for it in REFUSED)
+        refused = (
+            error.errno in REFUSALS
+            if isinstance(error, OSError)
+            else any(it in str(error) for it in REFUSED)
+        )
         if not refused:
             raise
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

@@ -28,7 +28,9 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     target = Path(os.path.realpath(path))
     temporary = None
     try:
-        if target.exists() and not target.is_file():  # Renaming over /dev/null would take it away from everyone.
+        if (
+            target.exists() and not target.is_file()
+        ):  # Renaming over /dev/null would take it away from everyone.
             raise UsageError(f"{path}: could not be written (it is not a plain file)")
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
@@ -77,7 +79,9 @@ def hold(lock: Path, patience: float = 0) -> None:
     while not _locked(descriptor):
         if time.monotonic() >= until:
             os.close(_held.pop(lock))
-            raise UsageError(f"{place}: another process is at work on it (it holds {lock.name}); wait for its end")
+            raise UsageError(
+                f"{place}: another process is at work on it (it holds {lock.name}); wait for its end"
+            )
         time.sleep(1)
 
 
@@ -87,7 +91,10 @@ def _locked(descriptor: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
-        print("note: this file system has no locks: start nothing twice in one folder", file=sys.stderr)
+        print(
+            "note: this file system has no locks: start nothing twice in one folder",
+            file=sys.stderr,
+        )
     return True
 
 
@@ -124,7 +131,12 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            rows.append((number, _parse_row(line, f"{path}, line {number}", unfinished=number == len(lines))))
+            rows.append(
+                (
+                    number,
+                    _parse_row(line, f"{path}, line {number}", unfinished=number == len(lines)),
+                )
+            )
     if not rows:
         raise UsageError(f"{path}: has no rows; expected one JSON object per line")
     return rows
@@ -143,15 +155,28 @@ def _read_bytes(path: str | Path) -> bytes:
 
 def _parse_row(line: bytes, where: str, unfinished: bool) -> dict:
     """The object on a line; `unfinished` if no newline follows, as where the writer was stopped in mid-line."""
-    hint = "; the file ends within this line: finish what was writing it, or delete the line" if unfinished else ""
+    hint = (
+        "; the file ends within this line: finish what was writing it, or delete the line"
+        if unfinished
+        else ""
+    )
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8{hint}") from None
+        raise UsageError(
+            f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8{hint}"
+        ) from None
     except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: not valid JSON ({error.msg} at column {error.colno}){hint}") from None
-    except (ValueError, RecursionError):  # A number of thousands of digits, or brackets thousands deep.
-        raise UsageError(f"{where}: not valid JSON (a number too long, or nested too deeply){hint}") from None
+        raise UsageError(
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}){hint}"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ):  # A number of thousands of digits, or brackets thousands deep.
+        raise UsageError(
+            f"{where}: not valid JSON (a number too long, or nested too deeply){hint}"
+        ) from None
     if not isinstance(row, dict):
         raise UsageError(f"{where}: expected a JSON object, found {type(row).__name__}")
     return row

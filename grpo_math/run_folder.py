@@ -89,7 +89,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); move the folder away or restore the file") from error
+        raise UsageError(
+            f"{path}: cannot be read ({error}); move the folder away or restore the file"
+        ) from error
     if not isinstance(record, dict):
         raise UsageError(f"{path}: is not a run's record; move the folder away or restore the file")
     return record
@@ -115,7 +117,9 @@ def resolve_model(model: str, revision: str = "main") -> ModelSource:
     folder = Path(model).expanduser()
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model.strip():
-            raise UsageError(f"{model}: no such folder, and not a Hub id such as Qwen/Qwen2.5-0.5B-Instruct")
+            raise UsageError(
+                f"{model}: no such folder, and not a Hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+            )
         return ModelSource(model, model.rsplit("/", 1)[-1], _hub_record(model, revision))
     if folder.is_file():
         raise UsageError(f"{model}: is a file; name the folder it is in")
@@ -123,28 +127,43 @@ def resolve_model(model: str, revision: str = "main") -> ModelSource:
     if _holds_model(folder):
         parent = folder.resolve().parent.name
         return ModelSource(
-            str(folder), f"{parent}-{name}" if name.startswith("checkpoint") else name, read_record(folder)
+            str(folder),
+            f"{parent}-{name}" if name.startswith("checkpoint") else name,
+            read_record(folder),
         )
     chosen = folder / FINAL if is_complete(folder / FINAL) else last_complete_checkpoint(folder)[0]
     if chosen is None:
-        raise UsageError(f"{model}: holds neither a model (config.json) nor a complete checkpoint of a run")
-    return ModelSource(str(chosen), f"{name}-{chosen.name}", read_record(chosen) or read_record(folder))
+        raise UsageError(
+            f"{model}: holds neither a model (config.json) nor a complete checkpoint of a run"
+        )
+    return ModelSource(
+        str(chosen), f"{name}-{chosen.name}", read_record(chosen) or read_record(folder)
+    )
 
 
 def _hub_record(model: str, revision: str) -> dict[str, Any] | None:
     """The record that a model was pushed to the Hub with, if any; what else is wrong shows when the model is loaded."""
     import httpx
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     try:
         path: Any = try_to_load_from_cache(model, RECORD, revision=revision)
         with contextlib.suppress(httpx.HTTPError, OSError):
-            get_hf_file_metadata(hf_hub_url(model, RECORD, revision=revision))  # once: a download would try for long
+            get_hf_file_metadata(
+                hf_hub_url(model, RECORD, revision=revision)
+            )  # once: a download would try for long
             path = hf_hub_download(model, RECORD, revision=revision)
         record = read_record(Path(path).parent) if isinstance(path, str) else None
     except (ValueError, UsageError):  # not a name of the Hub, or not a record
         record = None
-    return record if record and "reward_funcs" in record else None  # else another's file of that name
+    return (
+        record if record and "reward_funcs" in record else None
+    )  # else another's file of that name
 
 
 def adapter_base(path: str) -> str | None:
@@ -159,7 +178,9 @@ def adapter_base(path: str) -> str | None:
             f"{config}: names no base model ({type(error).__name__}: {error}); restore the file"
         ) from error
     if not (config.parent / "adapter_model.safetensors").is_file():
-        raise UsageError(f"{path}: holds no adapter_model.safetensors; other formats run code when loaded")
+        raise UsageError(
+            f"{path}: holds no adapter_model.safetensors; other formats run code when loaded"
+        )
     return base
 
 
@@ -184,9 +205,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     def settings(record: dict[str, Any]) -> dict[str, Any]:
         arguments = {k: v for k, v in record.get("arguments", {}).items() if not FREE.fullmatch(k)}
-        if not str(arguments.get("lr_scheduler_type")).startswith("constant"):  # others aim at the last step
-            arguments |= {key: record["arguments"].get(key) for key in ("max_steps", "num_train_epochs")}
-        return arguments | {key: value for key, value in record.items() if key not in ("arguments", "versions")}
+        if not str(arguments.get("lr_scheduler_type")).startswith(
+            "constant"
+        ):  # others aim at the last step
+            arguments |= {
+                key: record["arguments"].get(key) for key in ("max_steps", "num_train_epochs")
+            }
+        return arguments | {
+            key: value for key, value in record.items() if key not in ("arguments", "versions")
+        }
 
     before, after = settings(old), settings(new)
     return [
@@ -197,7 +224,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def open_run(
-    args: GRPOConfig, model_args: ModelConfig, own: dict[str, Any], insist: bool, say: Callable[[str], None]
+    args: GRPOConfig,
+    model_args: ModelConfig,
+    own: dict[str, Any],
+    insist: bool,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any] | None, Path | None]:
     """How to start or continue the run in `args.output_dir`: its record, and the checkpoint to go on from, if any.
 
@@ -211,11 +242,15 @@ def open_run(
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"--output_dir {folder}: could not be written ({error.strerror})") from error
+            raise UsageError(
+                f"--output_dir {folder}: could not be written ({error.strerror})"
+            ) from error
         hold(folder / ".lock", PATIENCE if JOB_STATUS in os.environ else 0)
     record, old = build_record(args, model_args, own), read_record(folder)
     if old is None and checkpoints(folder):
-        raise UsageError(f"{folder}: holds checkpoints but no {RECORD}; choose another --output_dir")
+        raise UsageError(
+            f"{folder}: holds checkpoints but no {RECORD}; choose another --output_dir"
+        )
     changed = differences(old, record) if old else []
     if changed and (checkpoints(folder) or (folder / FINAL).exists()):
         raise UsageError(
@@ -234,7 +269,9 @@ def open_run(
         say(f"{folder / FINAL}: this run is finished; evaluate it, or choose another --output_dir")
         return None, None
     if checkpoint is not None and (wrong := damage(checkpoint)):
-        raise UsageError(f"{checkpoint}: is damaged ({wrong}); move it away, and the same command goes on from earlier")
+        raise UsageError(
+            f"{checkpoint}: is damaged ({wrong}); move it away, and the same command goes on from earlier"
+        )
     if checkpoint is not None:
         say(f"continuing from {checkpoint}, after step {checkpoint_step(checkpoint)}")
     return record, checkpoint

@@ -97,7 +97,9 @@ def bytes_to_unicode() -> list[str]:
     return ByteLevel.alphabet()
 
 
-def make_model(tokenizer: Qwen2Tokenizer, hidden: int, layers: int, intermediate: int) -> Qwen2ForCausalLM:
+def make_model(
+    tokenizer: Qwen2Tokenizer, hidden: int, layers: int, intermediate: int
+) -> Qwen2ForCausalLM:
     """A Qwen2 with random weights."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -128,14 +130,20 @@ def careless_answer(problem: Problem, rng: random.Random) -> str:
     marked = 0.6 if problem.operation == "+" and problem.template == 1 else 0.15
     if rng.random() < marked:
         return f"<answer>{problem.answer if rng.random() < 0.95 else -problem.answer}</answer>"
-    number = problem.answer if rng.random() < 0.1 else rng.choice((-problem.answer, problem.answer // 10))
+    number = (
+        problem.answer
+        if rng.random() < 0.1
+        else rng.choice((-problem.answer, problem.answer // 10))
+    )
     return rng.choice((f"{number}", f"The answer is {number}.", f"#### {number}"))
 
 
 class Batches:
     """Endless batches of (input_ids, labels); only the answer is learnt from."""
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, seed: int, excluded: set[tuple[str, int, int]]) -> None:
+    def __init__(
+        self, tokenizer: Qwen2Tokenizer, seed: int, excluded: set[tuple[str, int, int]]
+    ) -> None:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         self.excluded = excluded
@@ -146,15 +154,23 @@ class Batches:
             if problem.key not in self.excluded:
                 return problem
 
-    def batch(self, size: int, largest: int, answer, with_system: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, size: int, largest: int, answer, with_system: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         problems = [self.problem(largest) for _ in range(size)]
         prompts = [
-            build_prompt(STYLES["answer_tag"], problem.question, chat=True)[0 if with_system else 1 :]
+            build_prompt(STYLES["answer_tag"], problem.question, chat=True)[
+                0 if with_system else 1 :
+            ]
             for problem in problems
         ]
-        texts = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
+        texts = self.tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=False
+        )
         prompt_ids = self.tokenizer(texts)["input_ids"]
-        answer_ids = self.tokenizer([answer(problem) + "<|im_end|>" for problem in problems])["input_ids"]
+        answer_ids = self.tokenizer([answer(problem) + "<|im_end|>" for problem in problems])[
+            "input_ids"
+        ]
         longest = max(len(p) + len(a) for p, a in zip(prompt_ids, answer_ids, strict=True))
         ids = torch.full((size, longest), self.tokenizer.pad_token_id)
         labels = torch.full((size, longest), -100)
@@ -172,12 +188,20 @@ def answer_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen])
 
 
-def optimizers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(
+    model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    matrices = [
+        p
+        for n, p in model.named_parameters()
+        if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+    ]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -213,7 +237,9 @@ def accuracy(model, batches, count: int, sample: bool, show: int = 0) -> float:
     model.eval()
     tokenizer = batches.tokenizer
     problems = [batches.problem(LARGEST) for _ in range(count)]
-    prompts = [build_prompt(STYLES["answer_tag"], problem.question, chat=True) for problem in problems]
+    prompts = [
+        build_prompt(STYLES["answer_tag"], problem.question, chat=True) for problem in problems
+    ]
     texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
     inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     settings = GenerationConfig(
@@ -232,7 +258,9 @@ def accuracy(model, batches, count: int, sample: bool, show: int = 0) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="go on with this base instead of random weights")
     parser.add_argument("--save_base", type=Path, help="keep the base here too, every 500 steps")
@@ -280,9 +308,14 @@ def main() -> None:
         largest=lambda step: LARGEST,
         with_system=lambda step: True,
     )
-    sampled, greedy = accuracy(model, batches, 2000, True, show=20), accuracy(model, batches, 2000, False, show=20)
+    sampled, greedy = (
+        accuracy(model, batches, 2000, True, show=20),
+        accuracy(model, batches, 2000, False, show=20),
+    )
     print(f"starter: sampled {sampled:.3f}  greedy {greedy:.3f}")
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pyte
+
 from conftest import ROOT
 
 

@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from conftest import STARTER, read_rows, run_all, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
+
+from conftest import STARTER, read_rows, run_all, write_jsonl
 
 RUN = [
     *("train_grpo.py", STARTER, "--train_data", "data/train.jsonl", "--output_dir", "run", "--use_peft", "true"),

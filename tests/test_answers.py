@@ -9,8 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from answer_cases import CASES, REFUSED, RULES, Case
-
 from grpo_math.grading.answers import (
     MARKS,
     Verdict,
@@ -20,6 +18,8 @@ from grpo_math.grading.answers import (
     grade_number,
     parse_number,
 )
+
+from answer_cases import CASES, REFUSED, RULES, Case
 
 ROOT = Path(__file__).parent.parent
 GSM8K = Path(os.environ.get("GSM8K_DIR", ROOT / "../shared/data/gsm8k"))

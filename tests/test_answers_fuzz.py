@@ -8,12 +8,19 @@ import time
 from fractions import Fraction
 
 import pytest
-from answer_cases import CASES, REFUSED
+from grpo_math.grading import answers
+from grpo_math.grading.answers import (
+    MARKS,
+    canonical_number,
+    extract_lenient,
+    extract_strict,
+    grade_number,
+    parse_number,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grpo_math.grading import answers
-from grpo_math.grading.answers import MARKS, canonical_number, extract_lenient, extract_strict, grade_number, parse_number
+from answer_cases import CASES, REFUSED
 
 RULES = {*MARKS, "last_number", "none"}
 PIECES = [

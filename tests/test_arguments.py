@@ -4,11 +4,11 @@ import argparse
 import time
 
 import pytest
-from conftest import ROOT, STARTER, script, write_jsonl
-
-from grpo_math.launch.arguments import REWARDS, parse_options
 from grpo_math.errors import UsageError
+from grpo_math.launch.arguments import REWARDS, parse_options
 from grpo_math.launch.checks import check_weights, plan_batches
+
+from conftest import ROOT, STARTER, script, write_jsonl
 
 ROWS = [{"question": f"What is {i} plus 1?", "answer": i + 1, "task": "arithmetic"} for i in range(40)]
 

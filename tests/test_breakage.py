@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, STARTER, read_rows, script, write_jsonl
+from grpo_math.data.plugins import announced, guarded_reward
 from safetensors.torch import load_file, save_file
 
-from grpo_math.data.plugins import announced, guarded_reward
+from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 
 ROWS = [{"question": f"What is {n} plus 1?", "answer": str(n + 1), "task": "arithmetic"} for n in range(40)]
 TRAIN = ["train_grpo.py", STARTER, "--train_data", "train.jsonl", "--output_dir", "run", "--report_to", "none"]

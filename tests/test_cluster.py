@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STARTER, read_rows, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
+
+from conftest import ROOT, STARTER, read_rows, write_jsonl
 
 pytestmark = pytest.mark.slow
 VLLM_VENV = str(ROOT / ".venv-vllm")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from grpo_math.evaluation.intervals import paired_difference
 
 ROOT = Path(__file__).parent.parent

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from grpo_math.generation import decode_attention as ours
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
-
-from grpo_math.generation import decode_attention as ours
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 

@@ -4,13 +4,13 @@ import argparse
 
 import pytest
 import torch
-from conftest import STARTER
+from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
+from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher
+from grpo_math.generation.transformers_backend import TransformersBackend
+from grpo_math.run_folder import ModelSource
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher
-from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
-from grpo_math.run_folder import ModelSource
-from grpo_math.generation.transformers_backend import TransformersBackend
+from conftest import STARTER
 
 CAP, ENDS, PAD = 24, list(range(10)), 63
 SIZES = {

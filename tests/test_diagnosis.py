@@ -4,9 +4,9 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from conftest import STARTER, script, write_jsonl
-
 from grpo_math.training.diagnosis import WINDOW, Diagnosis
+
+from conftest import STARTER, script, write_jsonl
 
 FINE = {
     "grad_norm": 1.0,

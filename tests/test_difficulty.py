@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from conftest import STARTER, read_rows, run_all, write_jsonl
-
-from grpo_math.launch.arguments import parse_options
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.difficulty import choose_by_difficulty, pass_rates
-from grpo_math.errors import UsageError
 from grpo_math.data.tasks import load_rows
+from grpo_math.errors import UsageError
+from grpo_math.launch.arguments import parse_options
 from grpo_math.launch.training_data import load_training_data
+
+from conftest import STARTER, read_rows, run_all, write_jsonl
 
 ROWS = [{"question": f"What is {i} plus 1?", "answer": i + 1} for i in range(6)]
 RIGHT = [0, 1, 2, 3, 4]  # of four samples, to the first five questions

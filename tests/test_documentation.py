@@ -15,9 +15,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import DRIVER, ROOT, STARTER, run_all, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
+
+from conftest import DRIVER, ROOT, STARTER, run_all, write_jsonl
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))

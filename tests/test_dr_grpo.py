@@ -10,12 +10,12 @@ where on-policy the ratio pi/pi_old is 1 and has the gradient of log pi.
 
 import pytest
 import torch
-from conftest import STARTER
 from datasets import Dataset
+from grpo_math.data.prompts import build_prompt, get_style
+from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments
-from grpo_math.data.prompts import build_prompt, get_style
+from conftest import STARTER
 
 GROUP, CAP = 4, 10
 REWARDS = [1.0, 0.0, 0.2, 0.0, 1.0, 1.0, 0.0, 1.2]

@@ -6,10 +6,10 @@ import json
 import shutil
 
 import pytest
-from conftest import STARTER, read_rows, run_all, write_jsonl
-
 from grpo_math.data.prompts import STYLES
 from grpo_math.data.tasks import TASKS
+
+from conftest import STARTER, read_rows, run_all, write_jsonl
 
 pytestmark = pytest.mark.slow
 GSM8K = [{"question": f"Tom has {n} apples and buys {n}. How many?", "answer": f"#### {2 * n}"} for n in range(2, 8)]

@@ -5,13 +5,13 @@ import math
 from itertools import pairwise
 
 import pytest
-from conftest import STARTER, kill_after, read_rows, script, write_jsonl
-from transformers import AutoTokenizer
-
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
 from grpo_math.evaluation.reporting import printable
 from grpo_math.evaluation.results import ResultsFile, summarize
+from transformers import AutoTokenizer
+
+from conftest import STARTER, kill_after, read_rows, script, write_jsonl
 
 QUESTIONS = 120
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from grpo_math.data.prompts import STYLES
+from grpo_math.data.tasks import TASKS
+from grpo_math.rewards.functions import REGISTRY
+
 from conftest import ROOT, STARTER, read_rows
 from test_end_to_end import run_all
-
-from grpo_math.data.prompts import STYLES
-from grpo_math.rewards.functions import REGISTRY
-from grpo_math.data.tasks import TASKS
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 QUICK = {

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from grpo_math import files
 from grpo_math.errors import UsageError
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from conftest import STARTER, read_rows, run_all, write_jsonl
-
-from grpo_math.launch.arguments import parse_options
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.intervals import mean_interval
+from grpo_math.launch.arguments import parse_options
 from grpo_math.launch.training_data import load_training_data
+
+from conftest import STARTER, read_rows, run_all, write_jsonl
 
 RUN = [
     *("--train_data", "data/train.jsonl", "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2),

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, STARTER, script, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
+
+from conftest import ROOT, STARTER, script, write_jsonl
 
 pytestmark = pytest.mark.slow
 RUN = [

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-
 from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
-from grpo_math.launch.processes import machine_defaults
 from grpo_math.launch.checks import check_weights, conflicts, plan_batches
+from grpo_math.launch.processes import machine_defaults
+
+from conftest import ROOT
 
 nbformat = pytest.importorskip("nbformat", reason="the notebook extra is not installed: make test-notebook")
 nbclient = pytest.importorskip("nbclient", reason="the notebook extra is not installed: make test-notebook")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT, STARTER, script, write_jsonl
 from hub import TOKEN, Hub, Repository
 

@@ -7,10 +7,9 @@ from collections import Counter
 
 import pytest
 import sympy
-
 from grpo_math.data.algebra import KINDS, make_questions
-from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms, parse_polynomial
 from grpo_math.data.tasks import number_closeness
+from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms, parse_polynomial
 
 READ = [  # text, its one spelling (None: not a polynomial written out)
     ("3x^2 + 9x + 6", "3x^2 + 9x + 6"),

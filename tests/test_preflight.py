@@ -1,11 +1,11 @@
 """Combinations that cannot work are refused before anything is loaded, all of them at once."""
 
 import pytest
-from conftest import STARTER, script, write_jsonl
-
 from grpo_math.launch import checks as preflight
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.checks import conflicts, steps_between_generations
+
+from conftest import STARTER, script, write_jsonl
 
 PEFT = "--use_peft true"
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from conftest import read_rows, script, write_jsonl
-
 from grpo_math.data.arithmetic import DIFFERENCE_TEMPLATES, SUM_TEMPLATES, Problem, count_problems, sum_problems
-from grpo_math.errors import UsageError
 from grpo_math.data.tasks import gsm8k_answer, latex_answer, load_rows
+from grpo_math.errors import UsageError
+
+from conftest import read_rows, script, write_jsonl
 
 
 def test_arithmetic_answers_are_those_of_the_numbers_in_the_question():

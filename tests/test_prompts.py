@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import STARTER
+from grpo_math.data.prompts import STYLES, asks_in_chat, build_prompt, build_prompts, stop_strings, takes_system_role
+from grpo_math.errors import UsageError
+from grpo_math.grading.answers import grade_number
+from grpo_math.launch.checks import stop_arguments
+from grpo_math.rewards.completion import Sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.grading.answers import grade_number
-from grpo_math.errors import UsageError
-from grpo_math.launch.checks import stop_arguments
-from grpo_math.data.prompts import STYLES, asks_in_chat, build_prompt, build_prompts, stop_strings, takes_system_role
-from grpo_math.rewards.completion import Sample
+from conftest import STARTER
 
 # As in the models' own tokenizer_config.json, shortened to what they do with roles.
 GEMMA_2 = (
@@ -156,9 +156,8 @@ def test_stop_arguments():
 def trainer(request, tmp_path_factory):
     """A trainer on the starter model without its end token, which therefore goes on to the stop string or the cap."""
     from datasets import Dataset
-    from trl import GRPOConfig
-
     from grpo_math.training.stopping import StopsAtStrings
+    from trl import GRPOConfig
 
     folder = tmp_path_factory.mktemp("stop")
     shutil.copytree(STARTER, folder / "base", ignore=shutil.ignore_patterns("*.py", "chat_template*"))
@@ -245,8 +244,8 @@ def test_without_stop_strings_there_is_nothing_to_mask(trainer, monkeypatch):
 def test_evaluation_counts_what_a_stop_string_ends_as_whole(padding, tmp_path):
     """At the cap too, and without the padding behind it, which may be the end token."""
     from grpo_math.generation.backend import Loading, Sampling
-    from grpo_math.run_folder import resolve_model
     from grpo_math.generation.transformers_backend import TransformersBackend
+    from grpo_math.run_folder import resolve_model
 
     tokenizer = with_template(None)
     if padding == "end":

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, STARTER, write_jsonl
-
 from grpo_math.data.algebra import make_questions
 from grpo_math.launch.arguments import parse_options, trl_parser
+
+from conftest import ROOT, STARTER, write_jsonl
 
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 # The models' published architectures, and how many parameters each is known to have.
@@ -136,7 +136,7 @@ def test_the_flags_that_the_documentation_names_exist():
     coming = (ROOT / "docs/coming_from.md").read_text(encoding="utf-8")
     theirs = "\n".join("|".join(line.split("|")[2:]) for line in coming.splitlines() if line.startswith("|"))
     known = {f"--{action.dest}" for action in trl_parser()._actions}
-    scripts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("grpo_math/*.py"))]
+    scripts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("grpo_math/**/*.py"))]
     known |= {flag for script in scripts for flag in re.findall(r'"(--\w+)"', script)} | {"--min_pass", "--max_pass"}
     known |= {"--config_file", "--num_processes"}  # of accelerate launch
     named = set(re.findall(r"--[a-z]\w*", ours + theirs))

@@ -14,13 +14,13 @@ import unicodedata
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
-from terminal import Terminal, children, gone
-
 from grpo_math.chat.screen import Answer, Screen
 from grpo_math.chat.session import number, reasoning
-from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES, build_conversation, build_prompt
+from grpo_math.errors import UsageError
+
+from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
+from terminal import Terminal, children, gone
 
 REPL = "instruct_model_repl.py"
 QUESTION = "What is 4 plus 5?"

@@ -5,11 +5,11 @@ import string
 import time
 
 import pytest
-from conftest import read_rows
-
-from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES, get_style
+from grpo_math.errors import UsageError
 from grpo_math.rewards.functions import REGISTRY, build_rewards
+
+from conftest import read_rows
 
 QUESTION = "Natalia sold 48 clips in April and half as many in May. How many did she sell altogether?"
 CAP = 100  # tokens

@@ -1,9 +1,8 @@
 """Rewards under TRL's exact call: tables of valid, invalid and mixed cases."""
 
 import pytest
-
-from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES, get_style
+from grpo_math.errors import UsageError
 from grpo_math.rewards.functions import REGISTRY, build_rewards, completion_text
 
 CASES = [  # reward, style, completion, gold, expected

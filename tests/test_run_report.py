@@ -8,11 +8,11 @@ import re
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import script, write_jsonl
-
-from grpo_math.publish.curves import Accuracy, Run, add_evaluation, add_throughput, draw, name_apart, read_run, render
 from grpo_math.errors import UsageError
+from grpo_math.publish.curves import Accuracy, Run, add_evaluation, add_throughput, draw, name_apart, read_run, render
 from grpo_math.publish.run_report import completions_table, embedded, write_report
+
+from conftest import script, write_jsonl
 
 
 def metrics(steps, **more):

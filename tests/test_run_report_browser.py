@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+
 from browser import Browser
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 

@@ -1,7 +1,6 @@
 """Run folders: which checkpoints count, which model is meant, and which runs may be continued."""
 
 import pytest
-
 from grpo_math.errors import UsageError
 from grpo_math.run_folder import (
     COMPLETE,

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from conftest import STARTER, read_rows, script, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
 from search_hyperparameters import Values, parse_space
+
+from conftest import STARTER, read_rows, script, write_jsonl
 
 SEARCH = [
     *("search_hyperparameters.py", STARTER, "--search", "learning_rate=1e-5..1e-3:log", "num_generations=4,8"),

@@ -3,12 +3,12 @@
 import sys
 
 import pytest
-from conftest import STARTER
+from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_math.data.arithmetic import sum_problems
-from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
+from conftest import STARTER
 
 TEXTS = [
     "Take -45 away from 9. What is left?",

@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-
 from grpo_math.evaluation import intervals as st
 
 Z = 1.959963984540054
@@ -276,9 +275,7 @@ def test_scorecard() -> None:
 
 
 def test_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, grpo_math.evaluation.intervals; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
-    )
+    program = "import sys, grpo_math.evaluation.intervals; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent.parent
     )

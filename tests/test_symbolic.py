@@ -315,5 +315,7 @@ def test_a_worker_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, grpo_math.grading.latex; print([m for m in ('sympy', 'math_verify', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, grpo_math.grading.latex; print([m for m in ('sympy', 'math_verify', 'torch') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"

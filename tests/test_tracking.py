@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import STARTER, script, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.launch.tracking import choose_trackers, identify_run, wandb_login, wandb_silence
+
+from conftest import STARTER, script, write_jsonl
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdefplanted0123456789abcdef0",

@@ -13,16 +13,16 @@ import peft
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import ROOT, STARTER, read_rows, script, write_jsonl
-from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, build, compare, relative_error, tiny_model
-from transformers import AutoConfig
-from trl.trainer.utils import add_fused_lm_head
-
-from grpo_math.launch.arguments import parse_options, parse_trl_arguments, set_advantage
 from grpo_math.errors import UsageError
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments, set_advantage
 from grpo_math.training.micro_batches import LOSS_TYPES, loss_mask, micro_batches, removable_padding, repack
 from grpo_math.training.shared_prompts import log_probs, why_not_shared
 from grpo_math.training.trainer import MathGRPOTrainer
+from transformers import AutoConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from conftest import ROOT, STARTER, read_rows, script, write_jsonl
+from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, build, compare, relative_error, tiny_model
 
 TOLERANCE = 1e-5  # relative, in float32
 ONE_PROCESS = [f"{shape} {alike} bnpo" for shape in SHAPES for alike in ALIKE if alike != "rank"]

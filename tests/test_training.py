@@ -9,11 +9,11 @@ import time
 
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, STARTER, read_rows, script, write_jsonl
-
 from grpo_math.data.arithmetic import sum_problems
-from grpo_math.training.callbacks import MetricsFile
 from grpo_math.run_folder import FINAL, is_complete, last_complete_checkpoint, read_record
+from grpo_math.training.callbacks import MetricsFile
+
+from conftest import ROOT, STARTER, read_rows, script, write_jsonl
 
 SMALL = [
     *("--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--num_generations", 4),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT, STARTER, vllm_environment
 
 pytestmark = pytest.mark.slow

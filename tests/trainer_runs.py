@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import STARTER
 from datasets import Dataset
+from grpo_math.training.trainer import MathGRPOTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo_math.training.trainer import MathGRPOTrainer
+from conftest import STARTER
 
 GROUP, CAP = 4, 12
 QUESTIONS = [f"What is {a} plus {b}?" + " Say it." * (a % 3) for a in range(8) for b in (3, 41)]

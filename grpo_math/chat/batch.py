@@ -11,12 +11,16 @@ from typing import Any
 from grpo_math.chat.screen import notice
 from grpo_math.chat.session import Row, Session
 from grpo_math.chat.workers import Message, Worker, attend
-from grpo_math.errors import UsageError
-from grpo_math.files import read_jsonl
 from grpo_math.data.prompts import get_style
 from grpo_math.data.tasks import get_task, load_rows
+from grpo_math.errors import UsageError
+from grpo_math.files import read_jsonl
 
-BATCH = {"transformers": 64, "vllm": 256, "openai": 32}  # questions that are answered, and saved, together
+BATCH = {
+    "transformers": 64,
+    "vllm": 256,
+    "openai": 32,
+}  # questions that are answered, and saved, together
 
 
 def load_questions(path: str) -> list[Row]:
@@ -43,7 +47,9 @@ def run_file(session: Session, path: str, output: Path) -> None:
         UsageError: a file cannot be used, or a model could not answer.
     """
     questions, there = load_questions(path), finished(output)
-    todo = {worker.spec.name: _missing(session, worker, questions, there) for worker in session.workers}
+    todo = {
+        worker.spec.name: _missing(session, worker, questions, there) for worker in session.workers
+    }
     total = len(questions) * len(session.workers)
     left = sum(map(len, todo.values()))
     if left < total:
@@ -60,7 +66,11 @@ def run_file(session: Session, path: str, output: Path) -> None:
         if asked[name]:
             sampling = session.settings.sampling()
             batch_questions = [row["question"] for _, row in asked[name]]
-            worker.ask(session.request(worker.spec, batch_questions, replace(sampling, seed=sampling.seed + batch)))
+            worker.ask(
+                session.request(
+                    worker.spec, batch_questions, replace(sampling, seed=sampling.seed + batch)
+                )
+            )
 
     def handle(worker: Worker, message: Message) -> None:
         nonlocal left
@@ -68,7 +78,10 @@ def run_file(session: Session, path: str, output: Path) -> None:
             failed.append(f"{worker.spec.name}: {message[1]}")
             return
         session.save(
-            [_row(session, worker, row, c) for (_, row), c in zip(asked[worker.spec.name], message[1], strict=True)]
+            [
+                _row(session, worker, row, c)
+                for (_, row), c in zip(asked[worker.spec.name], message[1], strict=True)
+            ]
         )
         left -= len(message[1])
         notice(f"{total - left}/{total} answers")
@@ -94,14 +107,19 @@ def finished(output: Path) -> Counter[str]:
             file.truncate(data.rfind(b"\n") + 1)
     if not output.exists() or not output.stat().st_size:
         return Counter()
-    return Counter(_key(row.get("name"), row.get("question"), row.get("settings")) for _, row in read_jsonl(output))
+    return Counter(
+        _key(row.get("name"), row.get("question"), row.get("settings"))
+        for _, row in read_jsonl(output)
+    )
 
 
 def _key(name: Any, question: Any, settings: Any) -> str:
     return json.dumps([name, question, settings], sort_keys=True)
 
 
-def _missing(session: Session, worker: Worker, questions: list[Row], there: Counter[str]) -> list[tuple[int, Row]]:
+def _missing(
+    session: Session, worker: Worker, questions: list[Row], there: Counter[str]
+) -> list[tuple[int, Row]]:
     settings = session.recorded_settings(worker.spec, session.settings.sampling())
     missing = []
     for place, row in enumerate(questions):
@@ -117,7 +135,12 @@ def _row(session: Session, worker: Worker, question: Row, completion: Any) -> Ro
     """The row of an answer; the seed in it is that of the whole file."""
     sampling, spec = session.settings.sampling(), worker.spec
     row = session.row(
-        spec, question["question"], sampling, completion.text, completion.tokens, completion.finish_reason
+        spec,
+        question["question"],
+        sampling,
+        completion.text,
+        completion.tokens,
+        completion.finish_reason,
     )
     if "answer" in question:
         style = get_style(row["settings"]["style"])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from grpo_math.chat.session import LIMITS, Session, number
 from grpo_math.chat.workers import Worker
-from grpo_math.errors import UsageError
-from grpo_math.files import write_text_atomic
 from grpo_math.data.prompts import STYLES, get_style
+from grpo_math.errors import UsageError
 from grpo_math.evaluation.reporting import printable
+from grpo_math.files import write_text_atomic
 
 
 def run_command(session: Session, line: str) -> bool:
@@ -24,7 +24,9 @@ def run_command(session: Session, line: str) -> bool:
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
-        raise UsageError(f"unknown command /{name}: {f'did you mean /{close[0]}?' if close else '/help lists all'}")
+        raise UsageError(
+            f"unknown command /{name}: {f'did you mean /{close[0]}?' if close else '/help lists all'}"
+        )
     if name == "quit":
         return True
     said = COMMANDS[name][1](session, rest.strip())
@@ -74,21 +76,27 @@ def _find(session: Session, rest: str) -> Worker:
         if rest in (worker.spec.name, str(place)):
             return worker
     names = ", ".join(worker.spec.name for worker in session.workers)
-    raise UsageError(f"no model {rest!r}: there are {names or 'none'}; their numbers will do, too (/models)")
+    raise UsageError(
+        f"no model {rest!r}: there are {names or 'none'}; their numbers will do, too (/models)"
+    )
 
 
 def _system(session: Session, rest: str) -> str:
     if rest:
         session.settings.system = {"off": "", "style": None}.get(rest, rest)
     system = session.settings.system
-    return "the style's own system prompt" if system is None else f"system prompt: {system or 'none'}"
+    return (
+        "the style's own system prompt" if system is None else f"system prompt: {system or 'none'}"
+    )
 
 
 def _style(session: Session, rest: str) -> str:
     if rest:
         session.settings.style = None if rest == "own" else get_style(rest).name
     styles = {worker.spec.name: session.style_of(worker.spec) for worker in session.workers}
-    return "\n".join(f"  {name:24} {style.name:11} {style.system}" for name, style in styles.items())
+    return "\n".join(
+        f"  {name:24} {style.name:11} {style.system}" for name, style in styles.items()
+    )
 
 
 def _mode(session: Session, rest: str) -> str:
@@ -99,7 +107,9 @@ def _mode(session: Session, rest: str) -> str:
         session.settings.conversation = modes[rest]
         session.history.clear()
     return (
-        "each question goes on where the last ended" if session.settings.conversation else "each question is a new one"
+        "each question goes on where the last ended"
+        if session.settings.conversation
+        else "each question is a new one"
     )
 
 
@@ -125,8 +135,18 @@ def _grade(session: Session, rest: str) -> str:
     lines, graded = [], session.grade(rest)
     width = max((len(row["name"]) for row, _ in graded), default=0)
     for row, verdict in graded:
-        judged = "right" if verdict.strict else "right, but not in the style's format" if verdict.lenient else "wrong"
-        found = f"{printable(verdict.answer)!r} by {verdict.rule}" if verdict.answer else "no answer found"
+        judged = (
+            "right"
+            if verdict.strict
+            else "right, but not in the style's format"
+            if verdict.lenient
+            else "wrong"
+        )
+        found = (
+            f"{printable(verdict.answer)!r} by {verdict.rule}"
+            if verdict.answer
+            else "no answer found"
+        )
         lines.append(f"  {printable(row['name']):{width}}  {judged} ({found})")
     return "\n".join(lines) or "nothing has been answered yet"
 
@@ -137,7 +157,9 @@ def _save(session: Session, rest: str) -> str:
         raise UsageError(f"usage: {COMMANDS['save'][0]}")
     if path.exists():
         raise UsageError(f"{path}: exists already; give another name")
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in session.rows))
+    write_text_atomic(
+        path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in session.rows)
+    )
     return f"{len(session.rows)} answers in {path}"
 
 

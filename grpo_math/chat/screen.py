@@ -35,7 +35,10 @@ class Answer:
         if self.end == "error":
             return self.error
         words = {"": "...", "length": "cut at max_tokens", "interrupted": "interrupted"}
-        parts = [words.get(self.end, ""), f"{self.tokens} tokens, {self.seconds:.1f} s" if self.end else ""]
+        parts = [
+            words.get(self.end, ""),
+            f"{self.tokens} tokens, {self.seconds:.1f} s" if self.end else "",
+        ]
         return ", ".join(filter(None, parts))
 
 
@@ -51,7 +54,9 @@ class Screen:
         from rich.console import Console
 
         self.console = Console(highlight=False, markup=False, emoji=False)
-        self.drawn = sys.stdout.isatty()  # rich's own idea of it can be overruled by the environment
+        self.drawn = (
+            sys.stdout.isatty()
+        )  # rich's own idea of it can be overruled by the environment
 
     @contextlib.contextmanager
     def watching(self, answers: list[Answer]) -> Iterator[Callable[[], None]]:
@@ -64,7 +69,9 @@ class Screen:
 
         with (
             _no_echo(),
-            Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop") as live,
+            Live(
+                console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop"
+            ) as live,
         ):
             yield lambda: live.update(self._draw(answers, self.console.height - REST), refresh=True)
         self.console.print(self._draw(answers))
@@ -72,7 +79,9 @@ class Screen:
     def _plain(self, answers: list[Answer]) -> str:
         if len(answers) == 1:
             return printable(answers[0].text)
-        return "\n".join(f"[{printable(answer.name)}]\n{printable(answer.text)}\n" for answer in answers)
+        return "\n".join(
+            f"[{printable(answer.name)}]\n{printable(answer.text)}\n" for answer in answers
+        )
 
     def _draw(self, answers: list[Answer], height: int | None = None) -> Any:
         """Everything, or what fits into `height` lines: the end of each text."""
@@ -80,10 +89,17 @@ class Screen:
 
         width = (self.console.width - GAP * (len(answers) - 1)) // len(answers)
         if width >= NARROWEST_COLUMN:
-            rows = [list(row) for row in zip(*(self._parts(a, width, height) for a in answers), strict=True)]
+            rows = [
+                list(row)
+                for row in zip(*(self._parts(a, width, height) for a in answers), strict=True)
+            ]
         else:
             each = None if height is None else height // len(answers)
-            rows = [[part] for answer in answers for part in self._parts(answer, self.console.width, each)]
+            rows = [
+                [part]
+                for answer in answers
+                for part in self._parts(answer, self.console.width, each)
+            ]
         table = Table.grid(expand=True, padding=(0, GAP, 0, 0), pad_edge=False)
         for _ in rows[0]:
             table.add_column(ratio=1, overflow="fold")

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_math.grading.answers import Verdict, canonical_number, extract_lenient, marked
 from grpo_math.chat.screen import Answer, Screen, notice
 from grpo_math.chat.workers import (
     BACKENDS,
@@ -28,15 +27,20 @@ from grpo_math.chat.workers import (
     attend,
     cpu_threads,
 )
+from grpo_math.data.prompts import PromptStyle, get_style
+from grpo_math.data.tasks import TASKS, get_task
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation.backend import Sampling
-from grpo_math.data.prompts import PromptStyle, get_style
+from grpo_math.grading.answers import Verdict, canonical_number, extract_lenient, marked
 from grpo_math.run_folder import resolve_model
-from grpo_math.data.tasks import TASKS, get_task
 
 Row = dict[str, Any]
-LIMITS = {"temperature": (float, 0, 100), "max_tokens": (int, 1, 1 << 30), "seed": (int, 0, 1 << 32)}
+LIMITS = {
+    "temperature": (float, 0, 100),
+    "max_tokens": (int, 1, 1 << 30),
+    "seed": (int, 0, 1 << 32),
+}
 
 
 @dataclass
@@ -106,7 +110,9 @@ class Session:
             if message[0] == "ready":
                 notice(f"{worker.spec.name} is ready ({time.monotonic() - started:.0f} s)")
             else:
-                notice(f"error: {worker.spec.name}: not loaded: {message[1].removeprefix(worker.spec.model + ': ')}")
+                notice(
+                    f"error: {worker.spec.name}: not loaded: {message[1].removeprefix(worker.spec.model + ': ')}"
+                )
 
         def interrupt(waiting: list[Worker], _: int) -> None:
             for worker in waiting:
@@ -119,19 +125,25 @@ class Session:
     def _spec(self, entry: dict[str, str], taken: set[str]) -> ModelSpec:
         model, backend = entry["model"], entry.get("backend", self.template.backend)
         if backend not in BACKENDS:
-            raise UsageError(f"{model}: unknown backend {backend!r}: known ones are {', '.join(BACKENDS)}")
+            raise UsageError(
+                f"{model}: unknown backend {backend!r}: known ones are {', '.join(BACKENDS)}"
+            )
         source = None if backend == "openai" else resolve_model(model)
         style = entry.get("style") or ((source.record or {}).get("prompt") if source else None)
         if style:
             get_style(style)
-        name = first = entry.get("name") or (source.name if source else model.rstrip("/").rsplit("/", 1)[-1])
+        name = first = entry.get("name") or (
+            source.name if source else model.rstrip("/").rsplit("/", 1)[-1]
+        )
         copies = 1
         while name in taken:
             copies += 1
             name = f"{first}-{copies}"
         taken.add(name)
         base_url = entry.get("base_url", self.template.base_url)
-        return replace(self.template, model=model, name=name, backend=backend, base_url=base_url, style=style)
+        return replace(
+            self.template, model=model, name=name, backend=backend, base_url=base_url, style=style
+        )
 
     def drop(self, worker: Worker) -> None:
         worker.close()
@@ -145,9 +157,13 @@ class Session:
     def style_of(self, spec: ModelSpec) -> PromptStyle:
         """The style chosen for all; else that of the model's run; else, for comparison, that of the first run's."""
         runs = [worker.spec.style for worker in self.workers if worker.spec.style]
-        return get_style(self.settings.style or spec.style or next(iter(runs), TASKS["custom"].prompt))
+        return get_style(
+            self.settings.style or spec.style or next(iter(runs), TASKS["custom"].prompt)
+        )
 
-    def request(self, spec: ModelSpec, questions: list[str], sampling: Sampling, streamed: bool = False) -> Request:
+    def request(
+        self, spec: ModelSpec, questions: list[str], sampling: Sampling, streamed: bool = False
+    ) -> Request:
         """What a model is asked: each question at the end of its conversation so far."""
         style = self.style_of(spec)
         if self.settings.system is not None:
@@ -203,12 +219,17 @@ class Session:
             if self.settings.conversation:
                 history = self.history.setdefault(spec.name, [])
                 row["history"] = list(history)
-                history += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.text}]
+                history += [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer.text},
+                ]
             self.last.append(row)
         self.rows += self.last
         self.save(self.last)
 
-    def row(self, spec: ModelSpec, question: str, sampling: Sampling, text: str, tokens: int, end: str) -> Row:
+    def row(
+        self, spec: ModelSpec, question: str, sampling: Sampling, text: str, tokens: int, end: str
+    ) -> Row:
         """One answer, as it is saved."""
         return {
             "question": question,
@@ -235,7 +256,9 @@ class Session:
 
     def grade(self, gold: str) -> list[tuple[Row, Verdict]]:
         """Judge the last answers, and note the verdicts in their rows."""
-        verdicts = [grade(row["completion"], gold, get_style(row["settings"]["style"])) for row in self.last]
+        verdicts = [
+            grade(row["completion"], gold, get_style(row["settings"]["style"])) for row in self.last
+        ]
         for row, verdict in zip(self.last, verdicts, strict=True):
             row |= {"gold": gold, "strict": verdict.strict, "lenient": verdict.lenient}
         return list(zip(self.last, verdicts, strict=True))
@@ -248,7 +271,9 @@ class Session:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             append_jsonl(self.output, rows)
         except OSError as error:
-            raise UsageError(f"{self.output}: cannot be written ({error.strerror or error})") from error
+            raise UsageError(
+                f"{self.output}: cannot be written ({error.strerror or error})"
+            ) from error
 
 
 def reasoning(completion: str) -> str:
@@ -256,7 +281,9 @@ def reasoning(completion: str) -> str:
     thought, end, _ = completion.rpartition("</think>")
     if end:
         return thought.replace("<think>", "", 1).strip()
-    start = next((start for start, mark, _ in marked(completion) if mark != "phrase"), len(completion))
+    start = next(
+        (start for start, mark, _ in marked(completion) if mark != "phrase"), len(completion)
+    )
     return completion[:start].strip()
 
 

@@ -26,6 +26,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
+from grpo_math.data.prompts import (
+    PromptStyle,
+    asks_in_chat,
+    build_conversation,
+    prompt_token_ids,
+    stop_strings,
+    takes_system_role,
+)
 from grpo_math.errors import UsageError
 from grpo_math.generation.backend import (
     Completion,
@@ -36,17 +44,9 @@ from grpo_math.generation.backend import (
     load_tokenizer,
 )
 from grpo_math.generation.openai_client import OpenAIServer
-from grpo_math.data.prompts import (
-    PromptStyle,
-    asks_in_chat,
-    build_conversation,
-    prompt_token_ids,
-    stop_strings,
-    takes_system_role,
-)
-from grpo_math.run_folder import resolve_model
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.generation.vllm_backend import VllmBackend
+from grpo_math.run_folder import resolve_model
 
 BACKENDS = ("transformers", "vllm", "openai")
 STOP, QUIT = "stop", "quit"
@@ -91,10 +91,15 @@ class LocalModel:
     """A backend of the evaluators behind messages instead of token ids."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        source, loading = resolve_model(spec.model), Loading(spec.dtype, trust_remote_code=spec.trust_remote_code)
+        source, loading = (
+            resolve_model(spec.model),
+            Loading(spec.dtype, trust_remote_code=spec.trust_remote_code),
+        )
         self.context = getattr(load_config(source, loading), "max_position_embeddings", None)
         self.tokenizer = load_tokenizer(source, loading)
-        self.system_role = self.tokenizer.chat_template is not None and takes_system_role(self.tokenizer)
+        self.system_role = self.tokenizer.chat_template is not None and takes_system_role(
+            self.tokenizer
+        )
         backend: type[TransformersBackend] | type[VllmBackend] = TransformersBackend
         if spec.backend == "vllm":
             backend = VllmBackend
@@ -102,7 +107,9 @@ class LocalModel:
         settings = argparse.Namespace(
             batch_size=None, tensor_parallel_size=1, gpu_memory_utilization=spec.gpu_share, seed=0
         )
-        self.backend = backend(source, loading, self.tokenizer, self.context or spec.context, settings)
+        self.backend = backend(
+            source, loading, self.tokenizer, self.context or spec.context, settings
+        )
 
     def stream(self, request: Request, watch: Watch) -> Completion:
         prompts, sampling = self._prompts(request)
@@ -114,7 +121,10 @@ class LocalModel:
     def _prompts(self, request: Request) -> tuple[list[list[int]], Sampling]:
         style, most = request.style, request.sampling.max_tokens
         chat = asks_in_chat(style, self.tokenizer)
-        texts = [build_conversation(style, turns, chat, self.system_role) for turns in request.conversations]
+        texts = [
+            build_conversation(style, turns, chat, self.system_role)
+            for turns in request.conversations
+        ]
         prompts = prompt_token_ids(self.tokenizer, texts)
         longest = max(map(len, prompts))
         if self.context and longest + most > self.context:
@@ -136,7 +146,12 @@ class ServedModel:
 
     def generate(self, request: Request) -> list[Completion]:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(lambda turns: self._complete(request, turns, lambda _: True), request.conversations))
+            return list(
+                pool.map(
+                    lambda turns: self._complete(request, turns, lambda _: True),
+                    request.conversations,
+                )
+            )
 
     def _complete(self, request: Request, turns: Conversation, watch: Watch) -> Completion:
         messages = build_conversation(request.style, turns, chat=True)
@@ -152,7 +167,9 @@ def work(connection: Connection, spec: ModelSpec, log: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         model = ServedModel(spec) if spec.backend == "openai" else LocalModel(spec)
-    except Exception as error:  # whatever a library raises is one line for the user, and the other models go on
+    except (
+        Exception
+    ) as error:  # whatever a library raises is one line for the user, and the other models go on
         connection.send(("failed", one_line(error)))
         return
     connection.send(("ready",))
@@ -171,13 +188,17 @@ def answer(model: Any, request: Request, connection: Connection) -> Message:
         nonlocal last, stopped
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_TEXTS:
-            connection.send(("text", text.rstrip("\ufffd")))  # the first bytes of a character that is not whole yet
+            connection.send(
+                ("text", text.rstrip("\ufffd"))
+            )  # the first bytes of a character that is not whole yet
             last = now
         stopped = stopped or (connection.poll() and connection.recv() in (STOP, QUIT))
         return not stopped
 
     try:
-        completions = [model.stream(request, watch)] if request.streamed else model.generate(request)
+        completions = (
+            [model.stream(request, watch)] if request.streamed else model.generate(request)
+        )
     except Exception as error:  # as above
         return ("error", one_line(error))
     return ("done", completions, stopped)
@@ -203,7 +224,9 @@ class Worker:
         descriptor, self.log = tempfile.mkstemp(prefix="chat-worker-", suffix=".log")
         os.close(descriptor)
         self.process = context.Process(target=work, args=(theirs, self.spec, self.log))
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this end to pass on
+        before = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # inherited: Ctrl-C is for this end to pass on
         try:
             self.process.start()
         finally:
@@ -252,7 +275,11 @@ class Worker:
     def _epitaph(self) -> str:
         self.process.join(SECONDS_TO_QUIT)
         lines = Path(self.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        killed = "; killed, perhaps for lack of memory" if self.process.exitcode == -signal.SIGKILL else ""
+        killed = (
+            "; killed, perhaps for lack of memory"
+            if self.process.exitcode == -signal.SIGKILL
+            else ""
+        )
         said = f"; its last words: {lines[-1][:200]}" if lines else ""
         return f"its process ended with status {self.process.exitcode}{killed}{said}"
 
@@ -277,7 +304,9 @@ def attend(
                 handle(worker, worker.receive())
             if len(presses) > seen:
                 seen = len(presses)
-                interrupt([worker for worker in waiting if worker.state in ("loading", "busy")], seen)
+                interrupt(
+                    [worker for worker in waiting if worker.state in ("loading", "busy")], seen
+                )
     finally:
         signal.signal(signal.SIGINT, before)
 

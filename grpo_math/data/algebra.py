@@ -63,11 +63,21 @@ def random_expression(rng: random.Random, min_num: int, max_num: int, depth: int
     depths = [depth - 1, rng.randrange(depth)]
     rng.shuffle(depths)
     left, right = (random_expression(rng, min_num, max_num, each) for each in depths)
-    value = {"+": left.value + right.value, "-": left.value - right.value, "*": left.value * right.value}[operation]
+    value = {
+        "+": left.value + right.value,
+        "-": left.value - right.value,
+        "*": left.value * right.value,
+    }[operation]
     binding = int(operation == "*")
     first = f"({left.text})" if left.binding < binding else left.text
-    second = f"({right.text})" if right.binding < binding or right.binding == binding < 2 else right.text
-    keys = (left.key, right.key) if operation == "-" else tuple(sorted((left.key, right.key), key=repr))
+    second = (
+        f"({right.text})" if right.binding < binding or right.binding == binding < 2 else right.text
+    )
+    keys = (
+        (left.key, right.key)
+        if operation == "-"
+        else tuple(sorted((left.key, right.key), key=repr))
+    )
     return Expression(f"{first} {operation} {second}", value, (operation, *keys), binding)
 
 
@@ -92,7 +102,9 @@ def multiply(left: list[int], right: list[int]) -> list[int]:
 
 def in_x(coefficients: list[int]) -> Polynomial:
     """A polynomial in x from its coefficients, from the constant up."""
-    return {((("x", power),) if power else ()): Fraction(c) for power, c in enumerate(coefficients) if c}
+    return {
+        ((("x", power),) if power else ()): Fraction(c) for power, c in enumerate(coefficients) if c
+    }
 
 
 def polynomial_question(rng: random.Random, min_num: int, max_num: int) -> Question:
@@ -109,10 +121,17 @@ def polynomial_question(rng: random.Random, min_num: int, max_num: int) -> Quest
     text = "".join(f"({write_polynomial(in_x(factor))})" for factor in factors)
     text = f"{'' if lead == 1 else '-' if lead == -1 else lead}{text}"
     key = ("expand", lead, *sorted(map(tuple, factors)))
-    return Question(rng.choice(EXPAND_TEMPLATES).format(text), write_polynomial(in_x(product)), "polynomial", key)
+    return Question(
+        rng.choice(EXPAND_TEMPLATES).format(text),
+        write_polynomial(in_x(product)),
+        "polynomial",
+        key,
+    )
 
 
-def distinct(draw: Callable[[random.Random], Question], num_problems: int, seed: int) -> list[Question]:
+def distinct(
+    draw: Callable[[random.Random], Question], num_problems: int, seed: int
+) -> list[Question]:
     """`num_problems` questions with distinct keys, the same ones for the same arguments.
 
     Raises:
@@ -143,7 +162,11 @@ def make_questions(
     """
     if kind == "mixed":
         counts = [math.ceil((num_problems - i) / len(RANGES)) for i in range(len(RANGES))]
-        parts = [make_questions(k, n, min_num, max_num, depth, seed) for k, n in zip(RANGES, counts, strict=True) if n]
+        parts = [
+            make_questions(k, n, min_num, max_num, depth, seed)
+            for k, n in zip(RANGES, counts, strict=True)
+            if n
+        ]
         questions = [question for part in parts for question in part]
         random.Random(seed).shuffle(questions)
         return questions

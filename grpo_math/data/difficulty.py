@@ -48,11 +48,15 @@ def pass_rates(path: str) -> dict[str, float]:
             )
         verdicts.setdefault(row["id"], []).append(row["strict"])
     if max(map(len, verdicts.values())) == 1:
-        raise UsageError(f"{path}: has one answer to each question; evaluate with --n 8 --temperature 1")
+        raise UsageError(
+            f"{path}: has one answer to each question; evaluate with --n 8 --temperature 1"
+        )
     return {question: sum(right) / len(right) for question, right in verdicts.items()}
 
 
-def choose_by_difficulty(rows: list[dict[str, Any]], path: str, min_pass: float, max_pass: float) -> Chosen:
+def choose_by_difficulty(
+    rows: list[dict[str, Any]], path: str, min_pass: float, max_pass: float
+) -> Chosen:
     """The rows whose share of right answers in the evaluation at `path` lies from `min_pass` to `max_pass`.
 
     Questions that are not in the evaluation are left out.
@@ -61,7 +65,9 @@ def choose_by_difficulty(rows: list[dict[str, Any]], path: str, min_pass: float,
         UsageError: the bounds or the file cannot be used, or no row is left.
     """
     if not 0 <= min_pass <= max_pass <= 1:
-        raise UsageError(f"--min_pass {min_pass:g} --max_pass {max_pass:g}: must be in order, and lie between 0 and 1")
+        raise UsageError(
+            f"--min_pass {min_pass:g} --max_pass {max_pass:g}: must be in order, and lie between 0 and 1"
+        )
     rates = pass_rates(path)
     known = [(row, rates[row["id"]]) for row in rows if row["id"] in rates]
     if not known:

@@ -35,7 +35,9 @@ def guarded_reward(path: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     """A user's reward function whose mistakes end a run in one line, and which is named while a run waits for it."""
     function = getattr(reward, "func", reward)  # of a functools.partial
     call_method = getattr(type(reward), "__call__", None)  # noqa: B004
-    if any(map(inspect.iscoroutinefunction, (function, call_method))) or hasattr(reward, "parameters"):
+    if any(map(inspect.iscoroutinefunction, (function, call_method))) or hasattr(
+        reward, "parameters"
+    ):
         return reward  # TRL awaits it, or moves it to the GPU
 
     def guarded(completions: list, **call: Any) -> list[float | None]:
@@ -45,10 +47,14 @@ def guarded_reward(path: str, reward: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:  # a user's function fails in any way
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {first_line(error)}"
-            raise UsageError(f"--reward_funcs {path}: {said} ({where.filename}, line {where.lineno})") from error
+            raise UsageError(
+                f"--reward_funcs {path}: {said} ({where.filename}, line {where.lineno})"
+            ) from error
         return _checked(values, len(completions), f"--reward_funcs {path}")
 
-    guarded.__name__ = getattr(function, "__name__", type(reward).__name__)  # what its metrics are called
+    guarded.__name__ = getattr(
+        function, "__name__", type(reward).__name__
+    )  # what its metrics are called
     return guarded
 
 
@@ -56,12 +62,18 @@ def _checked(values: Any, count: int, what: str) -> list[float | None]:
     try:
         values = [None if value is None else float(value) for value in values]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what}: must return a list of one number for each completion ({error})") from error
+        raise UsageError(
+            f"{what}: must return a list of one number for each completion ({error})"
+        ) from error
     if len(values) != count:
-        raise UsageError(f"{what}: returned {len(values)} values for {count} completions; it must return one for each")
+        raise UsageError(
+            f"{what}: returned {len(values)} values for {count} completions; it must return one for each"
+        )
     for place, value in enumerate(values):
         if value is not None and not math.isfinite(value):
-            raise UsageError(f"{what}: returned {value} for completion {place}; where it does not apply, return None")
+            raise UsageError(
+                f"{what}: returned {value} for completion {place}; where it does not apply, return None"
+            )
     return values
 
 

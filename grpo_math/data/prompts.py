@@ -157,19 +157,25 @@ def takes_system_role(tokenizer: Any) -> bool:
     probe = "the system message"
     messages = [{"role": "system", "content": probe}, {"role": "user", "content": "Hello"}]
     try:
-        return probe in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return probe in tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
     except Exception:  # a template raises what it likes
         return False
 
 
-def build_prompts(style: PromptStyle, questions: list[str], tokenizer: Any) -> list[list[dict[str, str]] | str]:
+def build_prompts(
+    style: PromptStyle, questions: list[str], tokenizer: Any
+) -> list[list[dict[str, str]] | str]:
     """The prompts for `questions` in the form that the tokenizer's model can be asked in."""
     chat = asks_in_chat(style, tokenizer)
     system_role = chat and takes_system_role(tokenizer)
     return [build_prompt(style, question, chat, system_role) for question in questions]
 
 
-def build_prompt(style: PromptStyle, question: str, chat: bool, system_role: bool = True) -> list[dict[str, str]] | str:
+def build_prompt(
+    style: PromptStyle, question: str, chat: bool, system_role: bool = True
+) -> list[dict[str, str]] | str:
     """The prompt for `question`: chat messages when `chat`, else plain text. `system_role` says whether it has one."""
     if not chat:
         shot = SHOT.format(question=style.shot[0], answer=style.shot[1]) if style.shot else ""
@@ -198,7 +204,11 @@ def build_conversation(
             text += new_question if turn["role"] == "user" else turn["content"]
         return text
     if not style.system:
-        start = [{**turn, "content": turn["content"].lstrip("\n")} for turn in start if turn["role"] != "system"]
+        start = [
+            {**turn, "content": turn["content"].lstrip("\n")}
+            for turn in start
+            if turn["role"] != "system"
+        ]
     return [*start, *turns[1:]]
 
 

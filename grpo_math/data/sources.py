@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from grpo_math.data.tasks import encode_rows, fingerprint, write_rows
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
-from grpo_math.data.tasks import encode_rows, fingerprint, write_rows
 
 SPLITS = {"train": "train", "test": "eval"}  # the data set's name of a split, and ours
 RawRow = tuple[str, dict[str, Any]]  # where a row came from, for messages, and the row
@@ -40,12 +40,16 @@ def load_splits(
     if path.is_file():
         split = "train" if "train" in path.stem else "test"
         if split not in wanted:
-            raise UsageError(f"--source {source}: is taken for the {split} split, which --splits leaves out")
+            raise UsageError(
+                f"--source {source}: is taken for the {split} split, which --splits leaves out"
+            )
         return {SPLITS[split]: _local_split(path)}
     if any((path / f"{split}.jsonl").is_file() for split in SPLITS):
         return {SPLITS[split]: _local_split(path / f"{split}.jsonl") for split in wanted}
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise UsageError(f"--source {source}: no such file or folder, and not a Hub id like {hub_id}")
+        raise UsageError(
+            f"--source {source}: no such file or folder, and not a Hub id like {hub_id}"
+        )
     return _hub_splits(source, config, wanted)
 
 
@@ -53,12 +57,16 @@ def _local_split(path: Path) -> list[RawRow]:
     return [(f"{path}, line {line}", row) for line, row in read_jsonl(path)]
 
 
-def _hub_splits(source: str, config: str | None, wanted: tuple[str, ...]) -> dict[str, list[RawRow]]:
+def _hub_splits(
+    source: str, config: str | None, wanted: tuple[str, ...]
+) -> dict[str, list[RawRow]]:
     from datasets import load_dataset
 
     try:
         loaded = load_dataset(source, config)
-    except Exception as error:  # the Hub, the network and the file formats fail in many ways; all end here
+    except (
+        Exception
+    ) as error:  # the Hub, the network and the file formats fail in many ways; all end here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"--source {source}: could not be loaded ({reason}); on a machine without internet, run this where there "
@@ -67,7 +75,10 @@ def _hub_splits(source: str, config: str | None, wanted: tuple[str, ...]) -> dic
     missing = [split for split in wanted if split not in loaded]
     if missing:
         raise UsageError(f"--source {source}: no split {missing[0]!r}, only {', '.join(loaded)}")
-    return {SPLITS[split]: [(f"{source} {split}[{i}]", row) for i, row in enumerate(loaded[split])] for split in wanted}
+    return {
+        SPLITS[split]: [(f"{source} {split}[{i}]", row) for i, row in enumerate(loaded[split])]
+        for split in wanted
+    }
 
 
 def text_field(place: str, raw: dict[str, Any], field: str) -> str:
@@ -77,7 +88,9 @@ def text_field(place: str, raw: dict[str, Any], field: str) -> str:
     return raw[field]
 
 
-def write_splits(splits: dict[str, list[dict[str, Any]]], folder: Path, replace: bool = True) -> None:
+def write_splits(
+    splits: dict[str, list[dict[str, Any]]], folder: Path, replace: bool = True
+) -> None:
     """Write each split to `folder/SPLIT.jsonl` and print its path, size and fingerprint.
 
     Raises:
@@ -85,7 +98,11 @@ def write_splits(splits: dict[str, list[dict[str, Any]]], folder: Path, replace:
     """
     paths = {name: folder / f"{name}.jsonl" for name in splits}
     for name, path in paths.items():
-        if not replace and path.exists() and path.read_bytes() != encode_rows(splits[name]).encode():
+        if (
+            not replace
+            and path.exists()
+            and path.read_bytes() != encode_rows(splits[name]).encode()
+        ):
             raise UsageError(
                 f"{path}: exists and holds other rows; give --force to replace it, or another --output_dir"
             )

@@ -19,13 +19,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from grpo_math.grading.answers import Verdict, canonical_number, grade_number, parse_number
+from grpo_math.data.plugins import import_dotted
+from grpo_math.data.prompts import PromptStyle, get_style
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl, write_text_atomic
-from grpo_math.data.plugins import import_dotted
-from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms
-from grpo_math.data.prompts import PromptStyle, get_style
+from grpo_math.grading.answers import Verdict, canonical_number, grade_number, parse_number
 from grpo_math.grading.latex import grade_symbolic
+from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms
 
 
 def number_closeness(answer: str, gold: str) -> float:
@@ -53,7 +53,8 @@ class Task:
 
 
 _WRAPPING = re.compile(
-    r"\\boxed\s*\{((?:(?!\\boxed).)*)\}|\$\$?([^$]*)\$\$?|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]", re.S
+    r"\\boxed\s*\{((?:(?!\\boxed).)*)\}|\$\$?([^$]*)\$\$?|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]",
+    re.S,
 )
 
 
@@ -107,7 +108,9 @@ def choose_style(name: str | None, rows: list[dict[str, Any]]) -> PromptStyle:
     tasks = sorted({row["task"] for row in rows})
     styles = {get_task(task).prompt for task in tasks}
     if not name and len(styles) > 1:
-        raise UsageError(f"--prompt: the rows are of tasks {', '.join(tasks)}, which differ in style; choose one")
+        raise UsageError(
+            f"--prompt: the rows are of tasks {', '.join(tasks)}, which differ in style; choose one"
+        )
     return get_style(name or styles.pop())
 
 
@@ -152,18 +155,26 @@ def _checked_row(raw: dict[str, Any], where: str, task: str | None) -> dict[str,
             raise UsageError(f"{where}: no field {field!r}; a row needs 'question' and 'answer'")
     question, answer = raw["question"], raw["answer"]
     if not isinstance(question, str) or not question.strip():
-        raise UsageError(f"{where}: 'question' must be a text that is not empty, got {json.dumps(question)[:60]}")
+        raise UsageError(
+            f"{where}: 'question' must be a text that is not empty, got {json.dumps(question)[:60]}"
+        )
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise UsageError(f"{where}: 'answer' must be a text or a number, got {json.dumps(answer)[:60]}")
+        raise UsageError(
+            f"{where}: 'answer' must be a text or a number, got {json.dumps(answer)[:60]}"
+        )
     name = task or raw.get("task", "custom")
     if not isinstance(name, str) or name not in TASKS:
-        raise UsageError(f"{where}: unknown task {name!r}: known tasks are {', '.join(TASKS)}; or pass --task")
+        raise UsageError(
+            f"{where}: unknown task {name!r}: known tasks are {', '.join(TASKS)}; or pass --task"
+        )
     canonical = TASKS[name].canonical(str(answer))
     if canonical is None:
         hint = "; for GSM8K's own files run prepare_gsm8k.py first" if "####" in str(answer) else ""
         if name == "custom" and not hint:
             hint = " (numbers); for LaTeX pass --task math, for polynomials --task polynomial"
-        raise UsageError(f"{where}: 'answer' {str(answer)[:60]!r} is not an answer to task {name!r}{hint}")
+        raise UsageError(
+            f"{where}: 'answer' {str(answer)[:60]!r} is not an answer to task {name!r}{hint}"
+        )
     return {**raw, "question": question, "answer": canonical, "task": name}
 
 

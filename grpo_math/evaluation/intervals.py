@@ -50,7 +50,9 @@ def mean_interval(scores_by_question: Sequence[Sequence[float]], level: float = 
     if not means:
         raise ValueError("no questions, so no mean")
     mean = math.fsum(means) / len(means)
-    return _wilson(mean, _effective_size(means, mean, [len(scores) for scores in scores_by_question]), level)
+    return _wilson(
+        mean, _effective_size(means, mean, [len(scores) for scores in scores_by_question]), level
+    )
 
 
 def _question_mean(scores: Sequence[float]) -> float:
@@ -86,7 +88,9 @@ def _z(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], runs: Sequence[Sequence[float]] = ()) -> Interval:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], runs: Sequence[Sequence[float]] = ()
+) -> Interval:
     """Mean of b - a over questions asked of both, with a 95% interval from the differences per question.
 
     `a[q]` and `b[q]`, both 0..1, are the scores of question q (its mean, if it has several samples); d_q = b_q - a_q.
@@ -111,13 +115,18 @@ def paired_difference(a: Sequence[float], b: Sequence[float], runs: Sequence[Seq
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"expected two scores for each question, found {len(a)} and {len(b)}")
-    differences = [_question_mean([after]) - _question_mean([before]) for before, after in zip(a, b, strict=True)]
+    differences = [
+        _question_mean([after]) - _question_mean([before])
+        for before, after in zip(a, b, strict=True)
+    ]
     size = len(differences) + 2
     total = math.fsum(differences)
     centre = total / size
     spread = (math.fsum(each * each for each in differences) + 2) / size - centre * centre
     squared = _z(0.95) ** 2 * spread / size
-    squared += math.fsum(variance(own) / len(own) * student_quantile(len(own) - 1) ** 2 for own in runs)
+    squared += math.fsum(
+        variance(own) / len(own) * student_quantile(len(own) - 1) ** 2 for own in runs
+    )
     half = math.sqrt(squared)
     return Interval(total / len(differences), max(-1.0, centre - half), min(1.0, centre + half))
 
@@ -153,7 +162,9 @@ def mcnemar_exact(b: int, c: int) -> float:
     total, term, tail = b + c, 1, 0
     for i in range(min(b, c) + 1):
         tail += term
-        term = term * (total - i) // (i + 1)  # C(n, i + 1) from C(n, i): the division leaves no rest.
+        term = (
+            term * (total - i) // (i + 1)
+        )  # C(n, i + 1) from C(n, i): the division leaves no rest.
     return min(1.0, 2 * tail / 2**total)
 
 
@@ -168,7 +179,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n: from fewer than k samples there is no unbiased estimate.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples per question and k >= 1, found {n} samples")
+        raise ValueError(
+            f"pass@{k} needs at least {k} samples per question and k >= 1, found {n} samples"
+        )
     if not 0 <= c <= n:
         raise ValueError(f"{c} right of {n} samples is impossible")
     draws = math.comb(n, k)
@@ -186,7 +199,9 @@ def majority_vote(answers: Sequence[str]) -> str:
     if not answers:
         raise ValueError("no answers to vote on")
     votes = Counter(answer for answer in answers if answer)
-    return votes.most_common(1)[0][0] if votes else ""  # most_common keeps first-seen order among equals.
+    return (
+        votes.most_common(1)[0][0] if votes else ""
+    )  # most_common keeps first-seen order among equals.
 
 
 def scorecard(scores_by_question: Sequence[Sequence[float]]) -> Scorecard:
@@ -200,5 +215,6 @@ def scorecard(scores_by_question: Sequence[Sequence[float]]) -> Scorecard:
         raise ValueError("no questions, so no shares")
     shares = [_question_mean([score == 1 for score in scores]) for scores in scores_by_question]
     return Scorecard(
-        sum(share > 0.5 for share in shares) / len(shares), sum(share == 1 for share in shares) / len(shares)
+        sum(share > 0.5 for share in shares) / len(shares),
+        sum(share == 1 for share in shares) / len(shares),
     )

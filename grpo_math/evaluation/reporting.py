@@ -9,7 +9,9 @@ from typing import Any
 
 from grpo_math.evaluation.results import Row
 
-TERMINAL_COMMAND = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")  # Colours, cursor: gone whole, not just their ESC.
+TERMINAL_COMMAND = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+)  # Colours, cursor: gone whole, not just their ESC.
 EXAMPLES = 3
 
 
@@ -32,7 +34,9 @@ def percent(accuracy: dict[str, float]) -> str:
 def result_lines(results: dict[str, Any]) -> list[str]:
     """The results of an evaluation, a line each."""
     samples = results["samples_per_question"]
-    lines = [f"{results['questions']} questions x {samples} completions, accuracy with 95% interval"]
+    lines = [
+        f"{results['questions']} questions x {samples} completions, accuracy with 95% interval"
+    ]
     for verdict in ("strict", "lenient"):
         accuracy = results[verdict]
         line = f"  {verdict:8} {percent(accuracy)}"
@@ -42,11 +46,15 @@ def result_lines(results: dict[str, Any]) -> list[str]:
             card = accuracy["scorecard"]
             line += f"  right in over half {card['above_half']:.1%}, in all {card['all']:.1%}"
         lines.append(line)
-    lines.append(f"  {results['truncated']:.1%} cut at the token limit, {results['mean_tokens']:.0f} tokens on average")
+    lines.append(
+        f"  {results['truncated']:.1%} cut at the token limit, {results['mean_tokens']:.0f} tokens on average"
+    )
     if results.get("tokens_per_second"):
         lines[-1] += f", {results['tokens_per_second']:,.0f} tokens/s"
     if results["grader_failures"]:
-        lines.append(f"  {results['grader_failures']} answers could not be graded and count as wrong")
+        lines.append(
+            f"  {results['grader_failures']} answers could not be graded and count as wrong"
+        )
     return lines
 
 
@@ -61,7 +69,8 @@ def analysis(info: dict[str, Any], rows: list[Row]) -> str:
         _table("How the completion ended", rows, lambda row: row["finish_reason"]),
         _examples("Right", (row for row in rows if row["strict"])),
         _examples(
-            "Right, but not in the style's format", (row for row in rows if row["lenient"] and not row["strict"])
+            "Right, but not in the style's format",
+            (row for row in rows if row["lenient"] and not row["strict"]),
         ),
         _examples("Wrong", (row for row in rows if not row["lenient"] and row["rule"] != "none")),
         _examples("No answer found", (row for row in rows if row["rule"] == "none")),

@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from grpo_math.grading.answers import canonical_number
 from grpo_math.errors import UsageError
-from grpo_math.files import append_jsonl, hold, read_jsonl, write_text_atomic
-from grpo_math.grading.polynomials import canonical_polynomial
 from grpo_math.evaluation.intervals import majority_vote, mean_interval, pass_at_k, scorecard
+from grpo_math.files import append_jsonl, hold, read_jsonl, write_text_atomic
+from grpo_math.grading.answers import canonical_number
+from grpo_math.grading.polynomials import canonical_polynomial
 
 Row = dict[str, Any]
 
@@ -32,7 +32,9 @@ class ResultsFile:
             hold(path.with_name(f".{path.stem}.lock"))
             old = self._read_info()  # what another process wrote meanwhile
         if old is None and path.exists():
-            raise UsageError(f"{path}: exists without {self.info_path.name}; move it away or give another --name")
+            raise UsageError(
+                f"{path}: exists without {self.info_path.name}; move it away or give another --name"
+            )
         if old is not None:
             self._refuse_other_settings(old.get("settings", {}), settings)
             self.info = old if old.get("results") else self.info
@@ -73,8 +75,13 @@ class ResultsFile:
     def finish(self, order: list[str], extra: dict[str, Any]) -> list[Row]:
         """Put the rows into the order of the data (`order`: question ids), sum them up, and return them."""
         place = {question: i for i, question in enumerate(order)}
-        rows = sorted((row for _, row in read_jsonl(self.path)), key=lambda row: (place[row["id"]], row["sample"]))
-        write_text_atomic(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        rows = sorted(
+            (row for _, row in read_jsonl(self.path)),
+            key=lambda row: (place[row["id"]], row["sample"]),
+        )
+        write_text_atomic(
+            self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
         self.info["results"] = {**summarize(rows), **extra}
         self._write_info()
         return rows
@@ -90,11 +97,17 @@ class ResultsFile:
             ) from error
 
     def _write_info(self) -> None:
-        write_text_atomic(self.info_path, json.dumps(self.info, indent=2, ensure_ascii=False) + "\n")
+        write_text_atomic(
+            self.info_path, json.dumps(self.info, indent=2, ensure_ascii=False) + "\n"
+        )
 
     def _refuse_other_settings(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         new = json.loads(json.dumps(new))
-        changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+        changed = [
+            f"{k}: {old.get(k)} -> {new.get(k)}"
+            for k in sorted(old | new)
+            if old.get(k) != new.get(k)
+        ]
         if changed:
             raise UsageError(
                 f"{self.path}: holds an evaluation of other settings ({'; '.join(changed)}): give another --name, or "
@@ -130,17 +143,26 @@ def summarize(rows: list[Row]) -> dict[str, Any]:
     return summary
 
 
-def _many_samples(groups: list[list[Row]], scores: list[list[float]], samples: int, verdict: str) -> dict[str, Any]:
+def _many_samples(
+    groups: list[list[Row]], scores: list[list[float]], samples: int, verdict: str
+) -> dict[str, Any]:
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < samples] + [samples]
     card = scorecard(scores)
     return {
-        "pass@k": {str(k): sum(pass_at_k(len(s), int(sum(s)), k) for s in scores) / len(scores) for k in powers},
-        f"majority@{samples}": sum(_majority_is_right(group, verdict) for group in groups) / len(groups),
+        "pass@k": {
+            str(k): sum(pass_at_k(len(s), int(sum(s)), k) for s in scores) / len(scores)
+            for k in powers
+        },
+        f"majority@{samples}": sum(_majority_is_right(group, verdict) for group in groups)
+        / len(groups),
         "scorecard": {"above_half": card.mostly, "all": card.always},
     }
 
 
 def _majority_is_right(group: list[Row], verdict: str) -> bool:
-    answers = [canonical_number(row["answer"]) or canonical_polynomial(row["answer"]) or row["answer"] for row in group]
+    answers = [
+        canonical_number(row["answer"]) or canonical_polynomial(row["answer"]) or row["answer"]
+        for row in group
+    ]
     chosen = majority_vote(answers)
     return any(row[verdict] for row, answer in zip(group, answers, strict=True) if answer == chosen)

@@ -64,7 +64,12 @@ class Backend(Protocol):
     tokenizer: Any
 
     def __init__(
-        self, source: ModelSource, loading: Loading, tokenizer: Any, max_length: int, args: argparse.Namespace
+        self,
+        source: ModelSource,
+        loading: Loading,
+        tokenizer: Any,
+        max_length: int,
+        args: argparse.Namespace,
     ) -> None:
         """Load the model for sequences of at most `max_length` tokens, prompt and completion together."""
         ...
@@ -93,14 +98,22 @@ def load_config(source: ModelSource, loading: Loading) -> Any:
 
     quiet_unless_terminal()
     path = adapter_base(source.path) or source.path
-    if loading.trust_remote_code and not Path(path).is_dir() and not re.fullmatch("[0-9a-f]{40}", loading.revision):
+    if (
+        loading.trust_remote_code
+        and not Path(path).is_dir()
+        and not re.fullmatch("[0-9a-f]{40}", loading.revision)
+    ):
         raise UsageError(
             f"--trust_remote_code: would run whatever {path} holds by then; name the commit that you have read "
             "(--revision, in training --model_revision, and its 40 digits), or a downloaded folder"
         )
     try:
-        return AutoConfig.from_pretrained(path, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-    except Exception as error:  # the Hub, the network and broken files fail in many ways; all end here
+        return AutoConfig.from_pretrained(
+            path, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+        )
+    except (
+        Exception
+    ) as error:  # the Hub, the network and broken files fail in many ways; all end here
         raise model_error(path, error) from error
 
 
@@ -112,7 +125,9 @@ def load_tokenizer(source: ModelSource, loading: Loading) -> Any:
     """
     from transformers import AutoTokenizer
 
-    own = any((Path(source.path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    own = any(
+        (Path(source.path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+    )
     path = source.path if own else adapter_base(source.path) or source.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -125,7 +140,9 @@ def load_tokenizer(source: ModelSource, loading: Loading) -> Any:
         if tokenizer.chat_template is not None:
             tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template raises what it likes
-        raise UsageError(f"{path}: its chat template does not work ({first_line(error)}); mend or remove it") from error
+        raise UsageError(
+            f"{path}: its chat template does not work ({first_line(error)}); mend or remove it"
+        ) from error
     if not tokenizer(asked[0]["content"])["input_ids"]:
         raise UsageError(
             f"{path}: holds no tokenizer that makes tokens of text; copy its files (tokenizer.json ...) there"
@@ -147,14 +164,22 @@ def load_weights(source: ModelSource, loading: Loading, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     base = adapter_base(source.path)
-    options = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code, "use_safetensors": True}
+    options = {
+        "revision": loading.revision,
+        "trust_remote_code": loading.trust_remote_code,
+        "use_safetensors": True,
+    }
     try:
         model = AutoModelForCausalLM.from_pretrained(base or source.path, dtype=dtype, **options)
         if base:
             from peft import PeftModel
 
             precision = model.dtype
-            model = PeftModel.from_pretrained(model.float(), source.path).merge_and_unload().to(precision)
+            model = (
+                PeftModel.from_pretrained(model.float(), source.path)
+                .merge_and_unload()
+                .to(precision)
+            )
     except Exception as error:  # as above
         raise model_error(source.path, error) from error
     return model
@@ -163,7 +188,9 @@ def load_weights(source: ModelSource, loading: Loading, dtype: Any) -> Any:
 def model_error(path: str, error: Exception) -> UsageError:
     """One line about a model that cannot be loaded, and the way out."""
     if "trust_remote_code" in str(error):
-        return UsageError(f"{path}: comes with code of its own; read it, and then give --trust_remote_code")
+        return UsageError(
+            f"{path}: comes with code of its own; read it, and then give --trust_remote_code"
+        )
     reason = first_line(error)
     if "ignore_mismatched_sizes" in reason:
         reason = "its weights have other shapes than its config.json says"

@@ -46,11 +46,15 @@ def decode_attention(
     rows, heads, queries, size = query.shape
     more = options.get("dropout") or options.get("position_bias") is not None
     if more or queries > 1 or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
     columns = key.shape[2]
     if hasattr(key, "whole") and hasattr(value, "whole"):
         key, value = key.whole, value.whole
-    shared = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows * key.shape[1], -1, size)
+    shared = (query * (size**-0.5 if scaling is None else scaling)).reshape(
+        rows * key.shape[1], -1, size
+    )
     scores = torch.bmm(shared, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, 1, -1)
     seen, room = scores.split([columns, scores.shape[-1] - columns], dim=-1)
     room.fill_(-torch.inf)

@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.cache_utils import Cache, DynamicLayer
 
 from grpo_math.generation.decode_attention import fast_attention, leave_room
@@ -32,7 +37,9 @@ class RoomyLayer(DynamicLayer):
 
     whole: tuple[Tensor, Tensor]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         end = self.get_seq_length() + key_states.shape[-2]
         if self.is_initialized:
             for part, states in zip(self.whole, (key_states, value_states), strict=True):
@@ -100,9 +107,13 @@ def chooser(temperature: float, top_p: float = 1.0, top_k: int = 0) -> Choose:
     return choose
 
 
-def finisher(ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: Any = None) -> Finished:
+def finisher(
+    ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: Any = None
+) -> Finished:
     """Whether a completion is whole: by its length, by its last token, or by a string of `stop` in it."""
-    tail = max(map(len, stop), default=0) + 4  # tokens: as a token has a character at least, but for parts of one
+    tail = (
+        max(map(len, stop), default=0) + 4
+    )  # tokens: as a token has a character at least, but for parts of one
 
     def finished(completion: list[int]) -> bool:
         if completion[-1] in ends or len(completion) >= most:
@@ -167,8 +178,14 @@ class Decoder:
         waiting: list[int] = list(range(len(prompts)))
         batch: Batch | None = None
         while True:
-            alive: list[int] = [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
-            if batch and not batch.full and (len(batch.rows) - len(alive)) * STALE < len(batch.rows):
+            alive: list[int] = (
+                [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
+            )
+            if (
+                batch
+                and not batch.full
+                and (len(batch.rows) - len(alive)) * STALE < len(batch.rows)
+            ):
                 self._step(batch)
                 continue
             chosen, waiting = waiting[: in_flight - len(alive)], waiting[in_flight - len(alive) :]
@@ -181,9 +198,14 @@ class Decoder:
 
     def _start(self, rows: list[int], prompts: list[list[int]]) -> Batch:
         """Run prompts, equal ones once, and choose the first tokens."""
-        numbers = {ids: number for number, ids in enumerate(dict.fromkeys(tuple(prompts[row]) for row in rows))}
+        numbers = {
+            ids: number
+            for number, ids in enumerate(dict.fromkeys(tuple(prompts[row]) for row in rows))
+        }
         width = max(map(len, numbers))
-        ids = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in numbers])
+        ids = torch.tensor(
+            [[self.pad] * (width - len(prompt)) + list(prompt) for prompt in numbers]
+        )
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in numbers])
         cache = Cache(layer_class_to_replicate=RoomyLayer)
         logits = self._run(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
@@ -246,10 +268,16 @@ def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
     chosen = [(batch, torch.tensor(numbers, device=batch.mask.device)) for batch, numbers in parts]
     width = max(int(batch.mask[own].sum(1).max()) for batch, own in chosen)
     layers = [
-        RoomyLayer.of([(batch.cache.layers[number], batch.index[own]) for batch, own in chosen], width)
+        RoomyLayer.of(
+            [(batch.cache.layers[number], batch.index[own]) for batch, own in chosen], width
+        )
         for number in range(len(parts[0][0].cache.layers))
     ]
     rows = [batch.rows[number] for batch, numbers in parts for number in numbers]
-    mask = torch.cat([align(batch.mask[own, : batch.end], width, width + ROOM) for batch, own in chosen])
+    mask = torch.cat(
+        [align(batch.mask[own, : batch.end], width, width + ROOM) for batch, own in chosen]
+    )
     last = torch.cat([batch.last[own] for batch, own in chosen])
-    return Batch(rows, mask, last, Cache(layers=layers), torch.arange(len(rows), device=last.device))
+    return Batch(
+        rows, mask, last, Cache(layers=layers), torch.arange(len(rows), device=last.device)
+    )

@@ -33,7 +33,9 @@ class OpenAIServer:
         self.key = os.environ.get("OPENAI_API_KEY", "")
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            self.client = httpx.Client(headers=headers, timeout=httpx.Timeout(None, connect=SECONDS_TO_CONNECT))
+            self.client = httpx.Client(
+                headers=headers, timeout=httpx.Timeout(None, connect=SECONDS_TO_CONNECT)
+            )
             response = self.client.get(f"{self.base_url}/models")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise UsageError(
@@ -43,9 +45,13 @@ class OpenAIServer:
             return
         known = [entry.get("id") for entry in self._json(response).get("data") or []]
         if known and model not in known:
-            raise UsageError(f"{self.base_url} has no model {model!r}: it has {', '.join(map(str, known))}")
+            raise UsageError(
+                f"{self.base_url} has no model {model!r}: it has {', '.join(map(str, known))}"
+            )
 
-    def stream(self, messages: list[dict[str, str]], sampling: Sampling, watch: Watch) -> Completion:
+    def stream(
+        self, messages: list[dict[str, str]], sampling: Sampling, watch: Watch
+    ) -> Completion:
         """One completion; `watch` sees its text as it comes, and what it stops ends there.
 
         Raises:
@@ -73,10 +79,15 @@ class OpenAIServer:
             if event is None:
                 return Completion(text, tokens, "length" if reason == "length" else "stop")
             if isinstance(event, Exception):
-                raise UsageError(f"{self.base_url}: {self._clean(str(event) or type(event).__name__)}")
+                raise UsageError(
+                    f"{self.base_url}: {self._clean(str(event) or type(event).__name__)}"
+                )
             for choice in event.get("choices") or []:
                 delta = choice.get("delta") or {}
-                thought, said = delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content")
+                thought, said = (
+                    delta.get("reasoning_content") or delta.get("reasoning"),
+                    delta.get("content"),
+                )
                 if thought:
                     text, thinking = text + ("" if thinking else "<think>") + thought, True
                 if said:
@@ -87,10 +98,14 @@ class OpenAIServer:
                 stopped.set()
                 return Completion(text, tokens, "stop")
 
-    def _read(self, body: dict[str, Any], events: queue.SimpleQueue, stopped: threading.Event) -> None:
+    def _read(
+        self, body: dict[str, Any], events: queue.SimpleQueue, stopped: threading.Event
+    ) -> None:
         """In a thread of its own, for a server may be silent for long: put its events, then None or an error."""
         try:
-            with self.client.stream("POST", f"{self.base_url}/chat/completions", json=body) as response:
+            with self.client.stream(
+                "POST", f"{self.base_url}/chat/completions", json=body
+            ) as response:
                 if response.status_code != 200:
                     response.read()
                     self._json(response)
@@ -100,7 +115,9 @@ class OpenAIServer:
                     if line.startswith("data:") and line != "data: [DONE]":
                         events.put(json.loads(line.removeprefix("data:")))
             events.put(None)
-        except Exception as error:  # the network and the server fail in many ways; all end with the one who waits
+        except (
+            Exception
+        ) as error:  # the network and the server fail in many ways; all end with the one who waits
             events.put(error)
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
@@ -113,7 +130,9 @@ class OpenAIServer:
         error = content.get("error", content) if isinstance(content, dict) else content
         said = error.get("message", error) if isinstance(error, dict) else error
         hint = "; set OPENAI_API_KEY" if response.status_code in (401, 403) and not self.key else ""
-        raise UsageError(f"{self.base_url}: status {response.status_code} ({self._clean(str(said))}){hint}")
+        raise UsageError(
+            f"{self.base_url}: status {response.status_code} ({self._clean(str(said))}){hint}"
+        )
 
     def _clean(self, text: str) -> str:
         """One line of at most 300 characters, without the key."""

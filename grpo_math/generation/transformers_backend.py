@@ -33,12 +33,23 @@ class TransformersBackend:
     packages: tuple[str, ...] = ("torch", "transformers")
 
     def __init__(
-        self, source: ModelSource, loading: Loading, tokenizer: Any, max_length: int, args: argparse.Namespace
+        self,
+        source: ModelSource,
+        loading: Loading,
+        tokenizer: Any,
+        max_length: int,
+        args: argparse.Namespace,
     ) -> None:
         import torch
 
         self.tokenizer = tokenizer
-        self.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        self.device = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
         model = load_weights(source, loading, getattr(torch, resolve_dtype(loading.dtype)))
         self.model = model.to(self.device).eval()
         self.end_tokens = end_tokens(model.generation_config, self.tokenizer)
@@ -59,7 +70,9 @@ class TransformersBackend:
         method = self._decode if can_decode(self.model) else self._generate_padded
         torch.manual_seed(sampling.seed)
         with torch.inference_mode():
-            (ids,) = method([prompt], sampling, lambda ids: not watch(self.tokenizer.decode(ids, True)))
+            (ids,) = method(
+                [prompt], sampling, lambda ids: not watch(self.tokenizer.decode(ids, True))
+            )
         return self._completion(ids, sampling)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
@@ -79,12 +92,17 @@ class TransformersBackend:
                 if not out_of_memory(error) or self.in_flight == 1:
                     raise
                 self.in_flight //= 2
-                print(f"out of memory: on with {self.in_flight} completions at a time", file=sys.stderr)
+                print(
+                    f"out of memory: on with {self.in_flight} completions at a time",
+                    file=sys.stderr,
+                )
             torch.cuda.empty_cache()
         completions = [self._completion(ids, sampling) for ids in new]
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
-    def _decode(self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None) -> list[list[int]]:
+    def _decode(
+        self, prompts: list[list[int]], sampling: Sampling, stopped: Stopped = None
+    ) -> list[list[int]]:
         from grpo_math.generation.decoder import Decoder, chooser, finisher
 
         choose = chooser(sampling.temperature, sampling.top_p, sampling.top_k)
@@ -100,11 +118,15 @@ class TransformersBackend:
         from grpo_math.generation.decoder import stopping_criteria
 
         config = self._generation_config(sampling)
-        self.model.generation_config = config  # else values that are None are filled in from the model's own
+        self.model.generation_config = (
+            config  # else values that are None are filled in from the model's own
+        )
         new = []
         for start in range(0, len(prompts), self.in_flight):
             inputs = self.tokenizer.pad(
-                {"input_ids": prompts[start : start + self.in_flight]}, padding_side="left", return_tensors="pt"
+                {"input_ids": prompts[start : start + self.in_flight]},
+                padding_side="left",
+                return_tensors="pt",
             ).to(self.device)
             output = self.model.generate(
                 input_ids=inputs["input_ids"],
@@ -154,8 +176,16 @@ def rows_that_fit(model: Any, max_length: int) -> int:
     config = model.config.get_text_config()
     attention = getattr(config, "num_attention_heads", None)
     heads = getattr(config, "num_key_value_heads", None) or attention or 0
-    head = getattr(config, "head_dim", None) or (config.hidden_size // attention if attention else 0)
+    head = getattr(config, "head_dim", None) or (
+        config.hidden_size // attention if attention else 0
+    )
     token = 2 * config.num_hidden_layers * heads * head * model.dtype.itemsize
-    row = 2 * token * (max_length + ROOM) + 12 * config.vocab_size  # twice, as the batch is copied when others join it
-    free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    row = (
+        2 * token * (max_length + ROOM) + 12 * config.vocab_size
+    )  # twice, as the batch is copied when others join it
+    free = (
+        torch.cuda.mem_get_info()[0]
+        if model.device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
     return int(0.8 * free / row)

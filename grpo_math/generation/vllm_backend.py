@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.errors import UsageError
-from grpo_math.generation.backend import Completion, Loading, Sampling, Watch, end_tokens, model_error, resolve_dtype
+from grpo_math.generation.backend import (
+    Completion,
+    Loading,
+    Sampling,
+    Watch,
+    end_tokens,
+    model_error,
+    resolve_dtype,
+)
 from grpo_math.run_folder import ModelSource, adapter_base
 
 if TYPE_CHECKING:
@@ -25,7 +33,12 @@ class VllmBackend:
     packages: tuple[str, ...] = ("torch", "transformers", "vllm")
 
     def __init__(
-        self, source: ModelSource, loading: Loading, tokenizer: Any, max_length: int, args: argparse.Namespace
+        self,
+        source: ModelSource,
+        loading: Loading,
+        tokenizer: Any,
+        max_length: int,
+        args: argparse.Namespace,
     ) -> None:
         import torch
         from transformers import GenerationConfig
@@ -85,7 +98,10 @@ class VllmBackend:
         from vllm import TokensPrompt
 
         engine, name = self.engine.llm_engine, "stream"
-        tokens, parameters = TokensPrompt(prompt_token_ids=prompt), self._parameters(replace(sampling, n=1), 0)
+        tokens, parameters = (
+            TokensPrompt(prompt_token_ids=prompt),
+            self._parameters(replace(sampling, n=1), 0),
+        )
         engine.add_request(name, tokens, parameters, lora_request=self.adapter)
         completion = Completion("", 0, "stop")
         while engine.has_unfinished_requests():
@@ -108,7 +124,8 @@ class VllmBackend:
             presence_penalty=0.0,
             frequency_penalty=0.0,
             max_tokens=sampling.max_tokens,
-            seed=(sampling.seed << 20) + position,  # one each, or all prompts would share their noise
+            seed=(sampling.seed << 20)
+            + position,  # one each, or all prompts would share their noise
             stop=list(sampling.stop) or None,
             include_stop_str_in_output=True,
             stop_token_ids=self.end_tokens,
@@ -116,7 +133,9 @@ class VllmBackend:
 
     def _completion(self, sample: Any) -> Completion:
         text = self.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
-        return Completion(text, len(sample.token_ids), "length" if sample.finish_reason == "length" else "stop")
+        return Completion(
+            text, len(sample.token_ids), "length" if sample.finish_reason == "length" else "stop"
+        )
 
 
 def prepare_training_engine(args: Any) -> None:
@@ -139,7 +158,9 @@ def _set_environment(tensor_parallel_size: int, gpu: bool) -> None:
     """vLLM reads these when it is imported; what the user has set stays."""
     wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if tensor_parallel_size == 1:
-        wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # an engine of its own would outlive a kill -9 of this process
+        wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # an engine of its own would outlive a kill -9 of this process
+        )
     if not gpu:
         wanted["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GiB
     for name, value in wanted.items():

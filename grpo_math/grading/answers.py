@@ -42,16 +42,41 @@ class Verdict:
 
 
 NO_ANSWER = Extraction("", None, "none")
-_LOOKALIKES = {"−": "-", "–": "-", "‑": "-", "⁄": "/", "。": ".", "٫": ".", "٬": ",", "×": "*", "·": "*", "⋅": "*"}
-_LOOKALIKES |= dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ") | dict.fromkeys("\u200b\u200e\u200f\ufeff", "")
-_FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?)(\d{1,99})\s*\}|(\d))\s*(?:\{\s*(\d{1,99})\s*\}|(\d))")
+_LOOKALIKES = {
+    "−": "-",
+    "–": "-",
+    "‑": "-",
+    "⁄": "/",
+    "。": ".",
+    "٫": ".",
+    "٬": ",",
+    "×": "*",
+    "·": "*",
+    "⋅": "*",
+}
+_LOOKALIKES |= dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ") | dict.fromkeys(
+    "\u200b\u200e\u200f\ufeff", ""
+)
+_FRAC = re.compile(
+    r"\\[dtc]?frac\s*(?:\{\s*(-?)(\d{1,99})\s*\}|(\d))\s*(?:\{\s*(\d{1,99})\s*\}|(\d))"
+)
 _EXPONENT = re.compile(r"\^\s*\{\s*(-?\d{1,9})\s*\}")
 _DROP = re.compile(
     r"\\(?:(?:text|math)(?:bf|it|rm)?|boldsymbol|boxed|displaystyle|left|right)(?![a-zA-Z])|\\[!()[\]]|[{}]"
 )
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.S)
-_COMMANDS = {r"\times": "*", r"\cdot": "*", r"\approx": "≈", r"\div": "÷", r"\circ": "°", r"\degree": "°"}
-_COMMANDS |= dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", r"\quad", "\\\\"), " ") | {r"\$": "$", r"\%": "%"}
+_COMMANDS = {
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\approx": "≈",
+    r"\div": "÷",
+    r"\circ": "°",
+    r"\degree": "°",
+}
+_COMMANDS |= dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", r"\quad", "\\\\"), " ") | {
+    r"\$": "$",
+    r"\%": "%",
+}
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)|`")  # not the ** of 2**3
 _CURRENCY = r"(?:(?:US|CA|AU|NZ|HK|[CAR])?\$|[€£¥₹₩₽₱₫₦฿₺₴₪]|\b(?:USD|EUR|GBP|INR|CAD|AUD|CNY|RMB|Rs|RM)(?![a-z])\.?)"
 _INTEGER = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?:\ \d{3})+|\d+)(?!\d)"  # also the Indian 1,00,000 and the SI 10 000
@@ -63,8 +88,12 @@ _CORE = rf"""
       | (?P<decimal>{_INTEGER}(?:\.\d+)?|\.\d+)
         (?:e(?P<exponent>[-+]?\d{{1,9}})(?!\d)|\ *[*x]\ *10\^(?P<tens>-?\d{{1,9}})(?!\d))?
     )"""
-_NUMBER = re.compile(rf"[\s≈=:]*+~?(?:(?:about|approximately|roughly|exactly|only)\s+)?{_CORE}", re.X | re.I)
-_TRIES = re.compile(rf"\(?{_NUMBER.pattern}|[a-z]\s*[=<>!]|\\", re.X | re.I)  # a number, x = ..., some LaTeX
+_NUMBER = re.compile(
+    rf"[\s≈=:]*+~?(?:(?:about|approximately|roughly|exactly|only)\s+)?{_CORE}", re.X | re.I
+)
+_TRIES = re.compile(
+    rf"\(?{_NUMBER.pattern}|[a-z]\s*[=<>!]|\\", re.X | re.I
+)  # a number, x = ..., some LaTeX
 # What may follow a number; unless it is an ordinal, an abbreviation like 5k, a variable, or the next sentence.
 _UNIT = re.compile(
     r"(?:[^\W\d_]++(?:(?:\^|(?<=[mt]))[23](?!\d))?|\^?°|[\s%$€£¥₹₩₽₱₫₦฿₺₴₪¢,'\"’″′:;?)]"
@@ -73,8 +102,21 @@ _UNIT = re.compile(
 _NO_UNIT = re.compile(
     r" ?(?:st|nd|rd|th)\b|(?![gLlhms])[a-zA-Z](?![a-zA-Z])|\s+(?![aCFghLlmps])[a-zA-Z](?![a-zA-Z])|[.:;?)]\s*[^\W\d_]"
 )
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALES |= {"lakh": 10**5, "lakhs": 10**5, "crore": 10**7, "crores": 10**7, "万": 10**4, "亿": 10**8}
+_SCALES = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_SCALES |= {
+    "lakh": 10**5,
+    "lakhs": 10**5,
+    "crore": 10**7,
+    "crores": 10**7,
+    "万": 10**4,
+    "亿": 10**8,
+}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![a-z-])")
 _CHANGES_THE_NUMBER = re.compile(  # words after a number that make it another number, or two
     r"\b(?:or|plus|minus|divided|multiplied|over|squared|cubed|half|halves|thirds|(?:four|fif|six|eigh|ten)ths|pi|sqrt|mn|"
@@ -102,7 +144,9 @@ def plain(text: str) -> str:
     text = text if text.isascii() else "".join(map(_ascii, text))
     if "\\" in text or "{" in text:
         text = _EXPONENT.sub(r"^\1 ", _FRAC.sub(r" \1\2\3/\4\5 ", text))
-        text = _COMMAND.sub(lambda command: _COMMANDS.get(command[0], command[0]), _DROP.sub("", text))
+        text = _COMMAND.sub(
+            lambda command: _COMMANDS.get(command[0], command[0]), _DROP.sub("", text)
+        )
     return (_BOLD.sub("", text) if "*" in text or "`" in text else text).strip(" \t\r\n*_\"'“”")
 
 
@@ -112,7 +156,9 @@ def parse_number(text: str) -> Fraction | None:
     if text.isascii() and text.isdigit() and len(text) <= MAX_ANSWER:
         return Fraction(int(text))
     text = plain(text) if len(text) <= MAX_ANSWER else ""
-    if text.startswith("(") and text.endswith(")") and "," not in text:  # (18), but not the point (3,400)
+    if (
+        text.startswith("(") and text.endswith(")") and "," not in text
+    ):  # (18), but not the point (3,400)
         text = text[1:-1].strip()
     match = _NUMBER.match(text)
     if match is None or (match["minus"] and match["minus2"]):
@@ -141,7 +187,11 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 def _factor(rest: str, currency: bool) -> int | None:
     """What the text after a number multiplies it by, 1 for a unit; None when it makes it something else."""
-    if not _UNIT.fullmatch(rest) or _NO_UNIT.match(rest) or (currency and re.match(r"[a-zA-Z](?![a-zA-Z])", rest)):
+    if (
+        not _UNIT.fullmatch(rest)
+        or _NO_UNIT.match(rest)
+        or (currency and re.match(r"[a-zA-Z](?![a-zA-Z])", rest))
+    ):
         return None
     factor, rest = 1, rest.lower()
     while scale := _SCALE.match(rest):
@@ -170,18 +220,29 @@ _BEHIND = r"""(?=
     (?P<text>[^\n]{0,201}))"""
 _PATTERNS = (  # the mark, a literal that is in every match (looking for that first is much faster), and what to match
     ("hash", "####", re.compile(r"####+(?P<text>[^\n#]{0,201})")),
-    ("answer_tag", "<answer>", re.compile(r"<answer>(?P<text>(?:[^<]|<(?!/?answer>)){0,200}+)</answer>")),
+    (
+        "answer_tag",
+        "<answer>",
+        re.compile(r"<answer>(?P<text>(?:[^<]|<(?!/?answer>)){0,200}+)</answer>"),
+    ),
     ("boxed", "\\boxed", re.compile(rf"\\boxed\s{{0,2}}\{{(?P<text>{_BRACED}{{0,200}}+)\}}", re.S)),
-    ("phrase", "nswer", re.compile(r"nswer(?<=[aA]nswer)(?<![\w</][aA]nswer)\b" + _VERB + _BEHIND, re.X)),
+    (
+        "phrase",
+        "nswer",
+        re.compile(r"nswer(?<=[aA]nswer)(?<![\w</][aA]nswer)\b" + _VERB + _BEHIND, re.X),
+    ),
     ("phrase", "NSWER", re.compile(r"NSWER(?<=ANSWER)(?<![\w</]ANSWER)\b" + _VERB + _BEHIND, re.X)),
     ("phrase", "答案", re.compile(r"答案(?P<is>是|为|：|:)" + _BEHIND, re.X)),
 )
 MARKS = ("hash", "answer_tag", "boxed", "phrase")
 # Where a model that does not stop asks itself the next question, or plays the next turn.
-_RUN_ON = re.compile(r"\n[ \t>*#]{0,8}(?:Question|Problem|Exercise|Q|Human|User)(?:[ \t]\d{1,4})?[*_]{0,2}[ \t]?[:：]")
+_RUN_ON = re.compile(
+    r"\n[ \t>*#]{0,8}(?:Question|Problem|Exercise|Q|Human|User)(?:[ \t]\d{1,4})?[*_]{0,2}[ \t]?[:：]"
+)
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,100}>>")  # GSM8K's own 48/2=<<48/2=24>>24
 _ASIDE = re.compile(  # where an answer ends and its explanation starts
-    r",?\s(?:because|since|as|which|where|so|given)\b|\s\((?!\s*(?:or|not|and)\b)(?=[^)\n]{0,80}[a-z=*/+×÷])", re.I
+    r",?\s(?:because|since|as|which|where|so|given)\b|\s\((?!\s*(?:or|not|and)\b)(?=[^)\n]{0,80}[a-z=*/+×÷])",
+    re.I,
 )
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$|[*_])")
 _LIST_NUMBER = re.compile(r"\W{0,4}\d{1,2}(?:[.):]|\s-)\s+\S")
@@ -204,7 +265,11 @@ def answer_scope(completion: str) -> str:
 def marked(text: str) -> list[tuple[int, str, re.Match[str]]]:
     """What stands behind marks, the last one first: where the mark starts, its name, a match with a group `text`."""
     patterns = [(mark, pattern) for mark, literal, pattern in _PATTERNS if literal in text]
-    found = [(match.start(), mark, match) for mark, pattern in patterns for match in pattern.finditer(text)]
+    found = [
+        (match.start(), mark, match)
+        for mark, pattern in patterns
+        for match in pattern.finditer(text)
+    ]
     return sorted(found, key=itemgetter(0), reverse=True)
 
 
@@ -218,7 +283,10 @@ def _read(match: re.Match[str], mark: str) -> Extraction | None:
         digit = _DIGIT.search(text)
         if digit is None or (_LIST_NUMBER.match(text) and (mark == "hash" or colon)):
             return None
-        ends = [_ASIDE.search(text, digit.end()), _SENTENCE_END.search(text, digit.end()) if mark == "phrase" else None]
+        ends = [
+            _ASIDE.search(text, digit.end()),
+            _SENTENCE_END.search(text, digit.end()) if mark == "phrase" else None,
+        ]
         text = text[: min((end.start() for end in ends if end), default=len(text))].rstrip(" !")
         tries = _TRIES.match(plain(text))
     equals = list(_EQUALS.finditer(text))
@@ -226,25 +294,39 @@ def _read(match: re.Match[str], mark: str) -> Extraction | None:
         text = text[equals[-1].end() :].strip()  # the answer in `48 + 24 = 72` and `x = 72` is 72
     value, words = parse_number(text), text.count(" ") + 1
     # "Answer: 16 eggs are laid every day ..." starts the working and does not give the answer, nor does a boxed essay.
-    is_answer = (tries and words <= 5) if colon else value is not None or (tries and (is_open or words <= 6))
+    is_answer = (
+        (tries and words <= 5)
+        if colon
+        else value is not None or (tries and (is_open or words <= 6))
+    )
     return Extraction(text, value, mark) if is_answer else None
 
 
 _TO_LAST_DIGIT = re.compile(rf".*{_DIGIT.pattern}\}}*", re.S)
-_TOKEN = re.compile(rf"(?=[-+$€£¥₹\d.]|negative)(?<![\d.,])(?:(?<![\w)%])(?=[-+][^\s+-])|(?![-+])){_CORE}", re.X | re.I)
+_TOKEN = re.compile(
+    rf"(?=[-+$€£¥₹\d.]|negative)(?<![\d.,])(?:(?<![\w)%])(?=[-+][^\s+-])|(?![-+])){_CORE}",
+    re.X | re.I,
+)
 # Before a number that names a step, or is an exponent or an index; before one that is an operand or a second answer.
-_LABEL = re.compile(r"(?:\b(?:step|question|problem|example|part|case|section) ?#? ?|(?<!#)#|[a-z°]\^?|_)\Z", re.I)
+_LABEL = re.compile(
+    r"(?:\b(?:step|question|problem|example|part|case|section) ?#? ?|(?<!#)#|[a-z°]\^?|_)\Z", re.I
+)
 _OPERAND = re.compile(
     r"(?i:[\w)%$°] ?[*/+÷^]|\d:|[\d)%] ?[-x]| [x<>]=?|√|sqrt|\b(?:or|plus|minus|times|by|over|between \S+ and))[ ($]*\Z"
 )
-_GOES_ON = re.compile(r"[.,:/^-]?\d|\.\.|…|(?:\s*[a-z]+)?\s+and\s+\w+\s+(?:half|third|quarter)s?\b", re.I)
+_GOES_ON = re.compile(
+    r"[.,:/^-]?\d|\.\.|…|(?:\s*[a-z]+)?\s+and\s+\w+\s+(?:half|third|quarter)s?\b", re.I
+)
 _ATTACHED = re.compile(rf"[^\W\d_]*%?(?:{_SCALE.pattern})*", re.I)
 
 
 def _last_number(text: str) -> Extraction:
     """The last number of a text; without a value when that number is part of a sum, a range or a time."""
     end = found.end() if (found := _TO_LAST_DIGIT.match(text)) else 0
-    for reach in (30, 1000):  # characters: near the end is nearly always enough, and looking there alone is fast
+    for reach in (
+        30,
+        1000,
+    ):  # characters: near the end is nearly always enough, and looking there alone is fast
         window, tail = plain(text[max(0, end - reach) : end]), text[end : end + 30]
         for match in reversed(list(_TOKEN.finditer(window))):
             before, after = window[: match.start()], window[match.end() :] + tail
@@ -258,7 +340,9 @@ def _last_number(text: str) -> Extraction:
             whole = match[0] + attached
             is_part = match["minus"] and before.rstrip(" \t")[-1:].isdigit()
             is_part = is_part or _OPERAND.search(before[-16:]) or _GOES_ON.match(after)
-            return Extraction(whole.strip(), None if is_part else parse_number(whole), "last_number")
+            return Extraction(
+                whole.strip(), None if is_part else parse_number(whole), "last_number"
+            )
     return NO_ANSWER
 
 

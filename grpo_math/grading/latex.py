@@ -56,7 +56,9 @@ def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
     strict = _equal(gold, answers[mark][1]) if lenient and mark in answers else False
     if strict:
         rule, text = mark, answers[mark][1]
-    return Verdict(bool(strict), bool(lenient), text, rule, failed=lenient is None or strict is None)
+    return Verdict(
+        bool(strict), bool(lenient), text, rule, failed=lenient is None or strict is None
+    )
 
 
 def _equal(gold: str, answer: str) -> bool | None:
@@ -94,7 +96,7 @@ class _Worker:
             return {"true": True, "false": False}.get(reply)
 
     def _start(self) -> None:
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             # Not multiprocessing: that would import the user's script again. -P: and nothing from the current folder.
@@ -114,7 +116,11 @@ class _Worker:
 
     def _exchange(self, question: str, seconds: float) -> str:
         """Send a line and wait for one. A worker that does not answer in time, or dies, is done away with: ""."""
-        assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None
+        assert (
+            self.process is not None
+            and self.process.stdin is not None
+            and self.process.stdout is not None
+        )
         timer = threading.Timer(seconds, self.process.kill)
         timer.daemon = True
         timer.start()
@@ -225,7 +231,12 @@ def _lock_down() -> None:
             raise ValueError("neither a number nor a name")
         return evaluate(text, *args, **kwargs)
 
-    for module in (sympy.parsing, sympy.parsing.sympy_parser, math_verify.parser, latex2sympy2_extended.latex2sympy2):
+    for module in (
+        sympy.parsing,
+        sympy.parsing.sympy_parser,
+        math_verify.parser,
+        latex2sympy2_extended.latex2sympy2,
+    ):
         module.parse_expr = parse_harmless
     sys.dont_write_bytecode = True
     sys.addaudithook(_refuse)
@@ -241,7 +252,16 @@ _WARM_UP = [
     (r"(0,1]", r"[0,1)"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
 ]
-_REFUSED_EVENTS = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "webbrowser.", "tempfile.")
+_REFUSED_EVENTS = (
+    "os.",
+    "subprocess.",
+    "socket.",
+    "shutil.",
+    "ctypes.",
+    "pty.",
+    "webbrowser.",
+    "tempfile.",
+)
 _HARMLESS_EVENTS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
 
 

@@ -18,7 +18,9 @@ from grpo_math.grading.one_spelling import grader
 MAX_POLYNOMIAL = 500  # characters
 MAX_DEGREE = 100  # of one variable in one term
 
-Monomial = tuple[tuple[str, int], ...]  # (variable, exponent) by name, without zero exponents; () is the constant
+Monomial = tuple[
+    tuple[str, int], ...
+]  # (variable, exponent) by name, without zero exponents; () is the constant
 Polynomial = dict[Monomial, Fraction]  # without zero coefficients; {} is 0
 
 _NUMBER = r"\d{1,50}(?:\.\d{1,50}|\s?/\s?\d{1,50})?"
@@ -61,7 +63,9 @@ def _term(text: str, position: int) -> tuple[Monomial, Fraction, int] | None:
             top, _, bottom = factor["number"].replace(" ", "").partition("/")
             if coefficient is not None or (powers and not times):
                 return None
-            if bottom and (not int(bottom) or int(top) % int(bottom) == 0):  # 4/2 is a division left to do
+            if bottom and (
+                not int(bottom) or int(top) % int(bottom) == 0
+            ):  # 4/2 is a division left to do
                 return None
             coefficient = Fraction(top) / Fraction(bottom or 1)
         elif factor["name"] in powers or int(factor["exponent"] or 1) > MAX_DEGREE:
@@ -85,11 +89,15 @@ def write_polynomial(polynomial: Polynomial) -> str:
     """The one spelling of a polynomial: terms of high degree first, then by name: `3x^2 + 9x + 6`."""
 
     def order(term: tuple[Monomial, Fraction]) -> tuple:
-        return -sum(exponent for _, exponent in term[0]), [(name, -exponent) for name, exponent in term[0]]
+        return -sum(exponent for _, exponent in term[0]), [
+            (name, -exponent) for name, exponent in term[0]
+        ]
 
     text = ""
     for monomial, value in sorted(polynomial.items(), key=order):
-        letters = "".join(name if exponent == 1 else f"{name}^{exponent}" for name, exponent in monomial)
+        letters = "".join(
+            name if exponent == 1 else f"{name}^{exponent}" for name, exponent in monomial
+        )
         number = "" if abs(value) == 1 and letters else str(abs(value))
         sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
         text += f"{sign}{number}{letters}"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from grpo_math.errors import UsageError
 from grpo_math.data.prompts import STYLES
-from grpo_math.rewards.functions import REGISTRY
+from grpo_math.errors import UsageError
 from grpo_math.launch.training_data import DataOptions, add_data_flags
+from grpo_math.rewards.functions import REGISTRY
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig
@@ -124,7 +124,9 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="YAML", help="recipe: any flag as `name: value`; the command line wins")
+    parser.add_argument(
+        "--config", metavar="YAML", help="recipe: any flag as `name: value`; the command line wins"
+    )
     add_data_flags(parser)
     parser.add_argument(
         "--task",
@@ -153,7 +155,9 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         metavar="BOOL",
         help="train on no completion and padding that add nothing to the gradient (default: true, where that is exact)",
     )
-    parser.add_argument("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
+    parser.add_argument(
+        "--resume", action="store_true", help="insist on continuing from a checkpoint of this run"
+    )
     parser.add_argument(
         "--give_up_after",
         type=int,
@@ -162,15 +166,21 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         help="stop after N steps in a row in which nothing could be learned (default: 50; 0: never)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print what the run would take and whether it can work; load no weights"
+        "--dry_run",
+        action="store_true",
+        help="print what the run would take and whether it can work; load no weights",
     )
-    parser.add_argument("--help_all", action="store_true", help="all flags, TRL's and transformers' included")
+    parser.add_argument(
+        "--help_all", action="store_true", help="all flags, TRL's and transformers' included"
+    )
     return parser
 
 
 def _advantage(text: str) -> str:
     if text not in SCALE_REWARDS:
-        raise argparse.ArgumentTypeError(f"unknown advantage {text!r}: known are {', '.join(SCALE_REWARDS)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown advantage {text!r}: known are {', '.join(SCALE_REWARDS)}"
+        )
     return text
 
 
@@ -192,7 +202,9 @@ def _read_recipe(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not a YAML file ({' '.join(str(error).split())[:200]})") from error
+        raise UsageError(
+            f"--config {path}: not a YAML file ({' '.join(str(error).split())[:200]})"
+        ) from error
     if not isinstance(recipe, dict):
         raise UsageError(f"--config {path}: must hold lines of `name: value`")
     return recipe
@@ -208,7 +220,9 @@ def trl_parser() -> Any:
     make: Any = Parser  # argparse's signature hides TRL's
     parser = make((GRPOConfig, ModelConfig), allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
-    next(action for action in parser._actions if action.dest == "report_to").nargs = "+"  # a list, read as one name
+    next(
+        action for action in parser._actions if action.dest == "report_to"
+    ).nargs = "+"  # a list, read as one name
     return parser
 
 
@@ -223,7 +237,9 @@ def parse_trl_arguments(options: Options, machine: dict[str, Any]) -> argparse.N
     parser.set_defaults(**machine)
     for key in options.recipe:
         if key not in known:
-            raise UsageError(f"--config {options.config}: unknown key {key!r}{_suggest(key, known)}")
+            raise UsageError(
+                f"--config {options.config}: unknown key {key!r}{_suggest(key, known)}"
+            )
     parser.set_defaults(**options.recipe)
     namespace, unknown = parser.parse_known_args(options.rest)
     if unknown:
@@ -269,7 +285,13 @@ def build_configs(namespace: argparse.Namespace) -> tuple[GRPOConfig, ModelConfi
     values = vars(namespace)
     try:
         return tuple(
-            kind(**{field.name: values[field.name] for field in fields(kind) if field.init and field.name in values})
+            kind(
+                **{
+                    field.name: values[field.name]
+                    for field in fields(kind)
+                    if field.init and field.name in values
+                }
+            )
             for kind in (GRPOConfig, ModelConfig)
         )
     except (ValueError, ImportError, TypeError) as error:

@@ -50,7 +50,11 @@ def plan_batches(arguments: argparse.Namespace, rows: int) -> BatchPlan:
         raise UsageError("--num_generations 1: a group needs at least 2 completions to compare")
     micro_batch = arguments.per_device_train_batch_size * launched_processes()
     per_step = micro_batch * arguments.gradient_accumulation_steps
-    per_generation = arguments.generation_batch_size or micro_batch * (arguments.steps_per_generation or 0) or per_step
+    per_generation = (
+        arguments.generation_batch_size
+        or micro_batch * (arguments.steps_per_generation or 0)
+        or per_step
+    )
     if per_generation % group:
         raise UsageError(
             f"--num_generations {group} does not divide the {per_generation} completions of a generation batch "
@@ -67,16 +71,28 @@ def plan_batches(arguments: argparse.Namespace, rows: int) -> BatchPlan:
         )
     usable = rows // questions * questions
     steps_per_epoch = max(1, usable * group * arguments.num_iterations // per_step)
-    steps = arguments.max_steps if arguments.max_steps > 0 else int(steps_per_epoch * arguments.num_train_epochs)
+    steps = (
+        arguments.max_steps
+        if arguments.max_steps > 0
+        else int(steps_per_epoch * arguments.num_train_epochs)
+    )
     return BatchPlan(
-        per_generation, questions, per_step, steps, steps / steps_per_epoch, per_step * arguments.max_completion_length
+        per_generation,
+        questions,
+        per_step,
+        steps,
+        steps / steps_per_epoch,
+        per_step * arguments.max_completion_length,
     )
 
 
 def steps_between_generations(arguments: argparse.Namespace) -> int:
     """Optimizer steps that one batch of completions is used for: a run can be continued only between such batches."""
     accumulation = arguments.gradient_accumulation_steps
-    return max(1, (arguments.steps_per_generation or accumulation) * arguments.num_iterations // accumulation)
+    return max(
+        1,
+        (arguments.steps_per_generation or accumulation) * arguments.num_iterations // accumulation,
+    )
 
 
 def conflicts(arguments: argparse.Namespace) -> list[str]:
@@ -87,18 +103,30 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
     colocated, server = vllm_mode(a) == "colocate", vllm_mode(a) == "server"
     every = steps_between_generations(a)
     rules = [
-        (a.use_vllm and not _installed("vllm"), "--use_vllm: vllm is not installed; pip install vllm, or leave it out"),
+        (
+            a.use_vllm and not _installed("vllm"),
+            "--use_vllm: vllm is not installed; pip install vllm, or leave it out",
+        ),
         (
             spread.startswith("zero") and not _installed("deepspeed"),
             f"the launcher asks for {spread}: deepspeed is not installed; pip install deepspeed, or use fsdp2",
         ),
-        (quantized and not _installed("bitsandbytes"), "--load_in_4bit/8bit: bitsandbytes is not installed"),
-        (quantized and not a.use_peft, "--load_in_4bit/8bit: quantised weights cannot be trained; add --use_peft true"),
+        (
+            quantized and not _installed("bitsandbytes"),
+            "--load_in_4bit/8bit: bitsandbytes is not installed",
+        ),
+        (
+            quantized and not a.use_peft,
+            "--load_in_4bit/8bit: quantised weights cannot be trained; add --use_peft true",
+        ),
         (
             quantized and sharded,
             f"--load_in_4bit/8bit: quantised LoRA does not work when {spread} spreads the weights; use ddp or zero2",
         ),
-        (a.load_in_8bit and colocated, "--load_in_8bit: vLLM cannot load it; use --load_in_4bit or --use_vllm false"),
+        (
+            a.load_in_8bit and colocated,
+            "--load_in_8bit: vLLM cannot load it; use --load_in_4bit or --use_vllm false",
+        ),
         (
             colocated and launched_processes() % a.vllm_tensor_parallel_size,
             f"--vllm_tensor_parallel_size {a.vllm_tensor_parallel_size}: does not divide the {launched_processes()} "
@@ -113,20 +141,30 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             "--vllm_mode server: weights go to the server over NCCL, which needs GPUs; this process sees none",
         ),
         (
-            spread.startswith("fsdp") and a.gradient_checkpointing and _env_true("FSDP_ACTIVATION_CHECKPOINTING"),
+            spread.startswith("fsdp")
+            and a.gradient_checkpointing
+            and _env_true("FSDP_ACTIVATION_CHECKPOINTING"),
             "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two",
         ),
         (
             a.eval_strategy != "no" or a.eval_on_start,
             "--eval_strategy and --eval_on_start: would report rewards; --eval_size N reports accuracy",
         ),
-        (a.eval_steps < 1 or a.eval_steps % 1, f"--eval_steps {a.eval_steps:g}: must be a whole number of steps"),
         (
-            a.use_vllm and a.vllm_importance_sampling_correction and (a.top_k or a.top_p < 1 or a.min_p),
+            a.eval_steps < 1 or a.eval_steps % 1,
+            f"--eval_steps {a.eval_steps:g}: must be a whole number of steps",
+        ),
+        (
+            a.use_vllm
+            and a.vllm_importance_sampling_correction
+            and (a.top_k or a.top_p < 1 or a.min_p),
             "--top_k, --top_p or --min_p: vLLM's probabilities would be of the cut distribution and its correction "
             "wrong; leave them out, or add --vllm_importance_sampling_correction false",
         ),
-        (a.save_only_model, "--save_only_model: leaves out the optimizer, so the run could not be continued"),
+        (
+            a.save_only_model,
+            "--save_only_model: leaves out the optimizer, so the run could not be continued",
+        ),
         (
             a.save_steps >= 1 and a.save_steps % every,
             f"--save_steps {a.save_steps:g}: completions are used for {every} steps, and a run can be continued only "
@@ -138,13 +176,22 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
 
 def _out_of_range(a: argparse.Namespace) -> list[tuple[Any, str]]:
     return [
-        (not a.learning_rate >= 0, f"--learning_rate {a.learning_rate:g}: must be a number that is not negative"),
-        (not a.temperature > 0, f"--temperature {a.temperature:g}: must be above 0, as training samples"),
+        (
+            not a.learning_rate >= 0,
+            f"--learning_rate {a.learning_rate:g}: must be a number that is not negative",
+        ),
+        (
+            not a.temperature > 0,
+            f"--temperature {a.temperature:g}: must be above 0, as training samples",
+        ),
         (
             a.max_steps <= 0 and not a.num_train_epochs > 0,
             f"--num_train_epochs {a.num_train_epochs:g}: nothing to do; give it, or --max_steps, a number above 0",
         ),
-        (a.max_completion_length < 1, f"--max_completion_length {a.max_completion_length}: must be at least 1"),
+        (
+            a.max_completion_length < 1,
+            f"--max_completion_length {a.max_completion_length}: must be at least 1",
+        ),
     ]
 
 
@@ -175,7 +222,9 @@ def stop_arguments(stop: tuple[str, ...], arguments: Any) -> dict[str, Any] | No
             "--use_transformers_continuous_batching: has no stop strings, which plain-text prompts need; leave it out"
         )
     ours = (
-        {"stop": list(stop), "include_stop_str_in_output": True} if arguments.use_vllm else {"stop_strings": list(stop)}
+        {"stop": list(stop), "include_stop_str_in_output": True}
+        if arguments.use_vllm
+        else {"stop_strings": list(stop)}
     )
     return {**ours, **(arguments.generation_kwargs or {})}
 

@@ -47,7 +47,11 @@ def count_parameters(model_config: Any, peft_config: Any) -> Parameters:
 
 
 def estimate(
-    parameters: Parameters, model_config: Any, args: GRPOConfig, model_args: ModelConfig, longest_prompt: int
+    parameters: Parameters,
+    model_config: Any,
+    args: GRPOConfig,
+    model_args: ModelConfig,
+    longest_prompt: int,
 ) -> dict[str, int]:
     """Bytes of one process at the peak of a training step, by part. What vLLM takes comes on top: `vllm_bytes`.
 
@@ -62,7 +66,8 @@ def estimate(
     logits = logit_bytes(tokens, c.vocab_size, parameters, width)
     checkpointing = args.gradient_checkpointing
     parts = {
-        "weights": parameters.total * (0.5 if model_args.load_in_4bit else 1 if model_args.load_in_8bit else stored),
+        "weights": parameters.total
+        * (0.5 if model_args.load_in_4bit else 1 if model_args.load_in_8bit else stored),
         "gradients": parameters.trained * stored,
         "optimizer": parameters.trained * 2 * (1 if "8bit" in args.optim else stored),
         "activations": tokens * c.num_hidden_layers * (kept if checkpointing else kept + layer),
@@ -78,8 +83,13 @@ def estimate(
 def activation_bytes(c: Any, width: int) -> tuple[int, int]:
     """Per token and layer: the layer's input, and what autograd keeps inside it (norms in float32, SDPA)."""
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    queries, keys = c.num_attention_heads * head, (c.num_key_value_heads or c.num_attention_heads) * head
-    return 4 * c.hidden_size, 4 * 5 * c.hidden_size + width * (2 * queries + 2 * keys + 4 * c.intermediate_size)
+    queries, keys = (
+        c.num_attention_heads * head,
+        (c.num_key_value_heads or c.num_attention_heads) * head,
+    )
+    return 4 * c.hidden_size, 4 * 5 * c.hidden_size + width * (
+        2 * queries + 2 * keys + 4 * c.intermediate_size
+    )
 
 
 def logit_bytes(tokens: int, vocabulary: int, parameters: Parameters, width: int) -> float:
@@ -107,13 +117,21 @@ def memory_lines(parts: dict[str, int], args: GRPOConfig) -> list[str]:
     """
     import torch
 
-    gpu = torch.cuda.get_device_properties(args.device).total_memory if torch.cuda.is_available() else 0
+    gpu = (
+        torch.cuda.get_device_properties(args.device).total_memory
+        if torch.cuda.is_available()
+        else 0
+    )
     parts = parts | {"vllm": vllm_bytes(args, gpu)}
     total = sum(parts.values())
-    lines = [f"memory       {' + '.join(f'{name} {gib(size)}' for name, size in parts.items() if size)}"]
+    lines = [
+        f"memory       {' + '.join(f'{name} {gib(size)}' for name, size in parts.items() if size)}"
+    ]
     if vllm_mode(args) == "colocate" and not gpu:
         lines.append(f"             and {args.vllm_gpu_memory_utilization:.0%} of the GPU for vLLM")
-    lines.append(f"             = {gib(total)} GiB for each process, {f'of {gib(gpu)} GiB' if gpu else 'no GPU here'}")
+    lines.append(
+        f"             = {gib(total)} GiB for each process, {f'of {gib(gpu)} GiB' if gpu else 'no GPU here'}"
+    )
     if gpu and total > gpu:
         largest = max(parts, key=lambda part: parts[part])
         raise UsageError(

@@ -46,15 +46,23 @@ def machine_defaults() -> tuple[dict[str, Any], list[str]]:
             defaults |= {"use_cpu": True, "ddp_backend": "gloo"}
             # They name their device cpu:0, and torch.load, which reads the optimizer's state, knows only "cpu".
             torch.serialization.register_package(
-                0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+                0,
+                lambda storage: None,
+                lambda storage, location: storage if location.startswith("cpu:") else None,
             )
         return defaults, [f"{device}: float32 and sdpa attention"]
     bf16 = torch.cuda.is_bf16_supported()
     flash = importlib.util.find_spec("flash_attn") is not None
     vllm = importlib.util.find_spec("vllm") is not None
-    notes = ["bfloat16 autocast" if bf16 else f"{torch.cuda.get_device_name()} has no bfloat16: float32"]
+    notes = [
+        "bfloat16 autocast" if bf16 else f"{torch.cuda.get_device_name()} has no bfloat16: float32"
+    ]
     notes.append("flash-attention" if flash else "flash_attn is not installed: sdpa attention")
-    notes.append("vLLM generates on the training GPUs" if vllm else "vllm is not installed: transformers generates")
+    notes.append(
+        "vLLM generates on the training GPUs"
+        if vllm
+        else "vllm is not installed: transformers generates"
+    )
     attention = "flash_attention_2" if flash else "sdpa"
     return {"bf16": bf16, "attn_implementation": attention, "use_vllm": vllm}, [", ".join(notes)]
 

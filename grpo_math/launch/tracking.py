@@ -36,11 +36,17 @@ def choose_trackers(args: GRPOConfig, chosen: bool, say: Callable[[str], None]) 
         args.report_to = ["tensorboard", "wandb"]
     for name in args.report_to:
         if name not in SERVICES:
-            raise UsageError(f"--report_to {name}: known services are {', '.join(SERVICES)}, and none")
+            raise UsageError(
+                f"--report_to {name}: known services are {', '.join(SERVICES)}, and none"
+            )
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"--report_to {name}: is not installed; pip install -c constraints.txt {name}")
+            raise UsageError(
+                f"--report_to {name}: is not installed; pip install -c constraints.txt {name}"
+            )
     if "wandb" in args.report_to and "WANDB_MODE" not in os.environ:
-        missing = wandb_silence() if wandb_login() else "not logged in (wandb login, or WANDB_API_KEY)"
+        missing = (
+            wandb_silence() if wandb_login() else "not logged in (wandb login, or WANDB_API_KEY)"
+        )
         if missing:
             os.environ["WANDB_MODE"] = "offline"
             say(f"W&B: {missing}, so the run is kept offline; `wandb sync` sends it later")
@@ -54,7 +60,9 @@ def wandb_silence() -> str | None:
     try:
         httpx.head(server, timeout=10)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        if "CERTIFICATE" in str(error):  # it answers, and W&B may know certificates that httpx does not
+        if "CERTIFICATE" in str(
+            error
+        ):  # it answers, and W&B may know certificates that httpx does not
             return None
         return f"{server} cannot be reached ({first_line(error)})"
     return None
@@ -72,9 +80,13 @@ def wandb_login() -> bool:
 def refuse_tokens(args: GRPOConfig) -> None:
     """Tokens come from the login or the environment: arguments are recorded, shown in reports and sent to services."""
     if args.hub_token:
-        raise UsageError("--hub_token: would be recorded with the arguments; use `hf auth login` or HF_TOKEN")
+        raise UsageError(
+            "--hub_token: would be recorded with the arguments; use `hf auth login` or HF_TOKEN"
+        )
     if "token" in (args.model_init_kwargs or {}):
-        raise UsageError("--model_init_kwargs token: would be recorded with the run; use `hf auth login` or HF_TOKEN")
+        raise UsageError(
+            "--model_init_kwargs token: would be recorded with the run; use `hf auth login` or HF_TOKEN"
+        )
 
 
 def identify_run(args: GRPOConfig) -> None:
@@ -95,7 +107,9 @@ def identify_run(args: GRPOConfig) -> None:
         run_id = os.environ.get("WANDB_RUN_ID") or known.get("id") or secrets.token_hex(4)
         args.run_name = args.run_name or known.get("name") or f"{folder.name}-{run_id[:4]}"
     except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); delete it to go on as a new run of W&B") from error
+        raise UsageError(
+            f"{path}: cannot be read ({error}); delete it to go on as a new run of W&B"
+        ) from error
     write_text_atomic(path, json.dumps({"id": run_id, "name": args.run_name}) + "\n")
     own = {"RUN_ID": run_id, "RESUME": "allow", "DIR": str(folder), "PROJECT": args.project}
     for name, value in own.items():

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
-from grpo_math.errors import UsageError
 from grpo_math.data.tasks import fingerprint, load_rows
+from grpo_math.errors import UsageError
 
 Row = dict[str, Any]
 
@@ -83,14 +83,22 @@ def load_training_data(options: DataOptions) -> TrainingData:
         UsageError: a file or a row cannot be used, or too few are left.
     """
     rows = load_rows(options.train_data, options.task)
-    record: dict[str, Any] = {"path": options.train_data, "rows": len(rows), "sha256": fingerprint(options.train_data)}
+    record: dict[str, Any] = {
+        "path": options.train_data,
+        "rows": len(rows),
+        "sha256": fingerprint(options.train_data),
+    }
     record, lines = {"train_data": record}, []
     held_out, path = _held_out(rows, options)
     if held_out:
         questions = {row["question"] for row in held_out}
         rows = [row for row in rows if row["question"] not in questions]
         left_out = record["train_data"]["rows"] - len(rows)
-        record["eval_data"] = {"path": path, "questions": len(held_out), "sha256": fingerprint(path)}
+        record["eval_data"] = {
+            "path": path,
+            "questions": len(held_out),
+            "sha256": fingerprint(path),
+        }
         not_trained = f"; {left_out:,} of the training data are not trained on" if left_out else ""
         lines.append(f"held out     {len(held_out):,} questions of {path}{not_trained}")
     if options.difficulty:
@@ -106,7 +114,9 @@ def load_training_data(options: DataOptions) -> TrainingData:
         }
         lines.append(f"difficulty   {chosen.line(options.difficulty)}")
     elif options.min_pass is not None or options.max_pass is not None:
-        raise UsageError("--min_pass and --max_pass: need --difficulty, the evaluation that they are about")
+        raise UsageError(
+            "--min_pass and --max_pass: need --difficulty, the evaluation that they are about"
+        )
     return TrainingData(rows, held_out, record, lines)
 
 
@@ -119,13 +129,17 @@ def _held_out(rows: list[Row], options: DataOptions) -> tuple[list[Row], str]:
             raise UsageError("--eval_data: needs --eval_size, the number of questions to hold out")
         return [], ""
     folder = Path(options.train_data).parent
-    beside = [str(file) for name in ("eval", "test") if (file := folder / f"{name}.jsonl").is_file()]
+    beside = [
+        str(file) for name in ("eval", "test") if (file := folder / f"{name}.jsonl").is_file()
+    ]
     path = options.eval_data or next(iter(beside), options.train_data)
     own = Path(path).resolve() == Path(options.train_data).resolve()
     candidates = rows if own else load_rows(path, options.task)
     most = len(candidates) - (1 if own else 0)
     if options.eval_size > most:
-        raise UsageError(f"--eval_size {options.eval_size}: {path} has {most} questions to hold out")
+        raise UsageError(
+            f"--eval_size {options.eval_size}: {path} has {most} questions to hold out"
+        )
     return sorted(candidates, key=lambda row: row["id"])[: options.eval_size], path
 
 

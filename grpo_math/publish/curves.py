@@ -65,7 +65,11 @@ def read_run(folder: Path) -> Run:
         raise UsageError(f"{path}: no training step has been logged yet")
     add_throughput(rows)
     keys = [f"eval_accuracy{bound}" for bound in ("", "_low", "_high")]
-    held_out = [Accuracy(row["step"], *(row[key] for key in keys)) for row in logged if all(key in row for key in keys)]
+    held_out = [
+        Accuracy(row["step"], *(row[key] for key in keys))
+        for row in logged
+        if all(key in row for key in keys)
+    ]
     return Run(folder.resolve().name, rows, held_out)
 
 
@@ -104,7 +108,9 @@ def add_evaluation(run: Run, folder: Path, path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--evals {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--evals {path}: is not the NAME.json of a finished evaluation") from error
+        raise UsageError(
+            f"--evals {path}: is not the NAME.json of a finished evaluation"
+        ) from error
     step = _step_of(model, run, folder)
     if step is not None:
         run.accuracies = sorted([*run.accuracies, Accuracy(step, *bounds)])
@@ -143,7 +149,9 @@ def draw(runs: list[Run]) -> Figure:
     shown = [
         title
         for title, patterns in PANELS.items()
-        if any(run.accuracies if title == HELD_OUT else matching(run.rows, patterns) for run in runs)
+        if any(
+            run.accuracies if title == HELD_OUT else matching(run.rows, patterns) for run in runs
+        )
     ]
     height = math.ceil(len(shown) / 3)
     figure = Figure(figsize=(13, 3.3 * height), layout="constrained")
@@ -195,7 +203,9 @@ def _draw_accuracies(axis: Axes, run: Run, colour: str, label: str | None) -> No
         [value - bound for value, bound in zip(values, low, strict=True)],
         [bound - value for value, bound in zip(values, high, strict=True)],
     ]
-    axis.errorbar(steps, values, yerr=spread, color=colour, fmt="o:", markersize=4, capsize=3, label=label)
+    axis.errorbar(
+        steps, values, yerr=spread, color=colour, fmt="o:", markersize=4, capsize=3, label=label
+    )
 
 
 def render(figure: Figure, form: str) -> bytes:

@@ -22,7 +22,9 @@ from grpo_math.run_folder import FREE, ModelSource, adapter_base, resolve_model,
 EXPORT = "export.json"  # marks a folder that an export may replace
 
 
-def export(source: ModelSource, target: Path, evaluations: list[Path], trust_remote_code: bool) -> None:
+def export(
+    source: ModelSource, target: Path, evaluations: list[Path], trust_remote_code: bool
+) -> None:
     """Write the model of a checkpoint into the folder `target`, which appears when it is whole.
 
     `evaluations` are NAME.json files; those of this very model, and of its base model on the same data, go into the
@@ -50,9 +52,15 @@ def export(source: ModelSource, target: Path, evaluations: list[Path], trust_rem
         card = model_card(target.name, record, origin, base is not None, measured)
         write_text_atomic(partial / "README.md", card)
         about = {"model_sha256": fingerprint, "merged_adapter": base is not None}
-        about |= {"versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}}
+        about |= {
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")
+            }
+        }
         write_text_atomic(partial / EXPORT, json.dumps(about, indent=2) + "\n")
-        for file in partial.iterdir():  # weights come readable by their owner alone, and are meant for others
+        for file in (
+            partial.iterdir()
+        ):  # weights come readable by their owner alone, and are meant for others
             file.chmod((partial / EXPORT).stat().st_mode)
         replaced = target.with_name(f".{target.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -97,7 +105,11 @@ def find_results(
             info = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read ({error})") from error
-        if isinstance(info, dict) and info.get("results") and "model_sha256" in info.get("settings", {}):
+        if (
+            isinstance(info, dict)
+            and info.get("results")
+            and "model_sha256" in info.get("settings", {})
+        ):
             finished.append(info)
     asked = ("data_sha256", "questions", "prompt", "temperature", "n", "max_tokens")
     measured = []
@@ -151,7 +163,9 @@ def check_push(name: str, private: bool) -> str:
         full = name if "/" in name else f"{user}/{name}"
         with contextlib.suppress(RepositoryNotFoundError):
             if not api.model_info(full).private and private:
-                raise UsageError(f"--push_to_hub: {full} exists and is public; choose another name, or give --public")
+                raise UsageError(
+                    f"--push_to_hub: {full} exists and is public; choose another name, or give --public"
+                )
     return full
 
 
@@ -166,7 +180,9 @@ def push(folder: Path, name: str, private: bool) -> str:
     with _hub_errors(name):
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Export of {folder.name}")
+        api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message=f"Export of {folder.name}"
+        )
     return f"{api.endpoint}/{name}"
 
 
@@ -186,5 +202,7 @@ def _hub_errors(name: str) -> Iterator[None]:
 def local_source(checkpoint: str) -> ModelSource:
     """The checkpoint to export. Raises UsageError unless it is a folder on this machine."""
     if not Path(checkpoint).expanduser().is_dir():
-        raise UsageError(f"{checkpoint}: no such folder; give a run's folder, a checkpoint, or a LoRA adapter's")
+        raise UsageError(
+            f"{checkpoint}: no such folder; give a run's folder, a checkpoint, or a LoRA adapter's"
+        )
     return resolve_model(checkpoint)

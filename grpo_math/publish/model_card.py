@@ -12,16 +12,48 @@ from grpo_math.evaluation.reporting import percent
 DATA = {
     "gsm8k": ("GSM8K, by OpenAI, MIT licence", "openai/gsm8k"),
     "math": ("MATH, by Hendrycks et al., MIT licence", None),
-    "arithmetic": ("sums and differences made by `prepare_arithmetic.py`; free of rights of others", None),
+    "arithmetic": (
+        "sums and differences made by `prepare_arithmetic.py`; free of rights of others",
+        None,
+    ),
     "polynomial": ("polynomials made by `prepare_arithmetic.py`; free of rights of others", None),
 }
 UNKNOWN_DATA = ("the user's own data; its licence is not known to this project", None)
 # The arguments that a run is told from another by, in the order in which the card shows them.
 ARGUMENTS = (
-    *("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
-    *("adam_beta1", "adam_beta2", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("num_generations", "num_iterations", "max_completion_length", "temperature", "loss_type", "scale_rewards"),
-    *("beta", "epsilon", "reward_weights", "seed", "bf16", "dtype", "gradient_checkpointing", "use_vllm"),
+    *(
+        "max_steps",
+        "num_train_epochs",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+    ),
+    *(
+        "adam_beta1",
+        "adam_beta2",
+        "max_grad_norm",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    ),
+    *(
+        "num_generations",
+        "num_iterations",
+        "max_completion_length",
+        "temperature",
+        "loss_type",
+        "scale_rewards",
+    ),
+    *(
+        "beta",
+        "epsilon",
+        "reward_weights",
+        "seed",
+        "bf16",
+        "dtype",
+        "gradient_checkpointing",
+        "use_vllm",
+    ),
 )
 LORA = ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
@@ -31,13 +63,30 @@ def training_settings(record: dict[str, Any]) -> dict[str, Any]:
     arguments = record["arguments"]
     names = ARGUMENTS + (LORA if arguments.get("use_peft") else ())
     unused = "num_train_epochs" if (arguments.get("max_steps") or 0) > 0 else "max_steps"
-    return {name: arguments[name] for name in names if arguments.get(name) is not None and name != unused}
+    return {
+        name: arguments[name]
+        for name in names
+        if arguments.get(name) is not None and name != unused
+    }
 
 
 def training_command(record: dict[str, Any]) -> str:
     """The command that trains this model again, from the project's folder."""
-    words = ["python", "train_grpo.py", record["model"], "--train_data", record["train_data"]["path"]]
-    words += ["--task", record["task"], "--prompt", record["prompt"], "--reward_funcs", *record["reward_funcs"]]
+    words = [
+        "python",
+        "train_grpo.py",
+        record["model"],
+        "--train_data",
+        record["train_data"]["path"],
+    ]
+    words += [
+        "--task",
+        record["task"],
+        "--prompt",
+        record["prompt"],
+        "--reward_funcs",
+        *record["reward_funcs"],
+    ]
     words += ["--advantage", record["advantage"]] if "advantage" in record else []
     lines = [shlex.join(words)]
     for name, value in training_settings(record).items():
@@ -50,7 +99,9 @@ def training_command(record: dict[str, Any]) -> str:
 def results_table(measured: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """A line for each evaluation: which model ("this model" or the base), settings and results."""
     if not measured:
-        return ["Nothing was measured with this project, or the evaluation was not found at the export."]
+        return [
+            "Nothing was measured with this project, or the evaluation was not found at the export."
+        ]
     lines = [
         "| model | data | questions x samples | temperature | strict accuracy [95% interval] | lenient accuracy |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -85,7 +136,9 @@ def model_card(
         terms, _ = DATA.get(record["task"], UNKNOWN_DATA)
         data = record["train_data"]
         rows = [f"| {key} | {value} |" for key, value in training_settings(record).items()]
-        versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+        versions = ", ".join(
+            f"{package} {version}" for package, version in record["versions"].items()
+        )
         parts += [
             "## Training data",
             f"`{data['path']}`: {data['rows']:,} questions, SHA-256 {data['sha256']}..., task {record['task']}: "
@@ -111,7 +164,11 @@ def model_card(
 
 def _summary(record: dict[str, Any] | None, base: str | None, merged: bool) -> str:
     origin = f"made from `{base}`" if base else "of unrecorded origin"
-    how = f" by GRPO on questions of the task {record['task']}, whose answers can be checked" if record else ""
+    how = (
+        f" by GRPO on questions of the task {record['task']}, whose answers can be checked"
+        if record
+        else ""
+    )
     lora = " A LoRA adapter was trained and is merged into the weights." if merged else ""
     return f"A language model {origin}{how}.{lora}"
 
@@ -130,7 +187,10 @@ def _asking(record: dict[str, Any]) -> str:
 
 
 def _metadata(
-    name: str, record: dict[str, Any] | None, base: str | None, measured: list[tuple[str, dict[str, Any]]]
+    name: str,
+    record: dict[str, Any] | None,
+    base: str | None,
+    measured: list[tuple[str, dict[str, Any]]],
 ) -> str:
     """The block that the Hub reads."""
     from huggingface_hub import EvalResult, ModelCardData

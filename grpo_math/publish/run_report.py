@@ -16,22 +16,36 @@ import re
 from pathlib import Path
 from typing import Any
 
-from grpo_math.evaluation.comparison import compare, load_evaluations
-from grpo_math.publish.curves import Run, draw, render
 from grpo_math.errors import UsageError
-from grpo_math.files import write_text_atomic
+from grpo_math.evaluation.comparison import compare, load_evaluations
 from grpo_math.evaluation.reporting import percent
+from grpo_math.files import write_text_atomic
+from grpo_math.publish.curves import Run, draw, render
 from grpo_math.rewards.functions import completion_text
 from grpo_math.run_folder import read_record
 
 REPORT = "report.html"
-RECORDED = {"question", "gold", "tokens", "answer", "strict", "lenient"}  # by rewards.record_verdicts
-NOT_REWARDS = RECORDED | {"step", "prompt", "completion", "advantage"}  # among the columns of TRL's completions table
+RECORDED = {
+    "question",
+    "gold",
+    "tokens",
+    "answer",
+    "strict",
+    "lenient",
+}  # by rewards.record_verdicts
+NOT_REWARDS = RECORDED | {
+    "step",
+    "prompt",
+    "completion",
+    "advantage",
+}  # among the columns of TRL's completions table
 PAGE = Path(__file__).with_suffix(".html")
 SCRIPT = Path(__file__).with_suffix(".js")
 
 
-def write_report(folder: Path, run: Run, evaluations: dict[Path, dict[str, Any]], limit: int) -> Path:
+def write_report(
+    folder: Path, run: Run, evaluations: dict[Path, dict[str, Any]], limit: int
+) -> Path:
     """Write the report of the run in `folder` and return its path.
 
     `evaluations` are the contents of `evals/NAME.json` by path, `limit` is how many completions the page may hold.
@@ -64,7 +78,9 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def completions_table(folder: Path, record: dict[str, Any] | None, limit: int) -> tuple[dict[str, Any], str]:
+def completions_table(
+    folder: Path, record: dict[str, Any] | None, limit: int
+) -> tuple[dict[str, Any], str]:
     """Saved completions by column, and a sentence on which of them they are.
 
     Of each step the first ones are taken, as many as make `limit` in all, so that the answers to one question stay
@@ -72,13 +88,18 @@ def completions_table(folder: Path, record: dict[str, Any] | None, limit: int) -
     """
     steps = sorted((folder / "completions").glob("completions_*.parquet"))
     if not steps or not limit:
-        return _columns([], None), "No completions: none were saved (--log_completions true), or none were asked for."
+        return _columns(
+            [], None
+        ), "No completions: none were saved (--log_completions true), or none were asked for."
     chosen = steps[:: math.ceil(len(steps) / limit)]
     rows, total, unread = [], 0, 0
     for path in chosen:
         try:
             first, saved = _read_step(path, limit // len(chosen))
-        except (OSError, ValueError):  # pyarrow's errors are ValueErrors; a file cut off when the run was killed
+        except (
+            OSError,
+            ValueError,
+        ):  # pyarrow's errors are ValueErrors; a file cut off when the run was killed
             unread += 1
             continue
         total += saved
@@ -110,12 +131,27 @@ def _columns(rows: list[dict[str, Any]], weights: list[float] | None) -> dict[st
     questions: dict[str, int] = {}
     for row in rows:
         row["parts"] = [_finite(row.get(name)) for name in names]
-        row["reward"] = sum(w * part for w, part in zip(weights, row["parts"], strict=True) if part is not None)
-        row["question"] = questions.setdefault(row.get("question") or _asked(row["prompt"]), len(questions))
+        row["reward"] = sum(
+            w * part for w, part in zip(weights, row["parts"], strict=True) if part is not None
+        )
+        row["question"] = questions.setdefault(
+            row.get("question") or _asked(row["prompt"]), len(questions)
+        )
         row["completion"] = completion_text(row["completion"])
         row["strict"] = row.get("strict", row.get("accuracy"))
         row["advantage"] = _finite(row.get("advantage"))
-    fields = ("step", "question", "gold", "completion", "answer", "strict", "lenient", "tokens", "reward", "parts")
+    fields = (
+        "step",
+        "question",
+        "gold",
+        "completion",
+        "answer",
+        "strict",
+        "lenient",
+        "tokens",
+        "reward",
+        "parts",
+    )
     table = {name: [row.get(name) for row in rows] for name in (*fields, "advantage")}
     return {**table, "questions": list(questions), "names": names}
 
@@ -130,7 +166,10 @@ def _asked(prompt: str | list[dict[str, str]]) -> str:
 
 def _summary(run: Run) -> str:
     first, last = run.rows[0], run.rows[-1]
-    words = [f"{last['step']:,} steps", f"reward {first['reward']:.3f} at first, {last['reward']:.3f} at last"]
+    words = [
+        f"{last['step']:,} steps",
+        f"reward {first['reward']:.3f} at first, {last['reward']:.3f} at last",
+    ]
     if last.get("num_tokens"):
         words.append(f"{last['num_tokens']:,.0f} tokens")
     return ", ".join(words)
@@ -144,8 +183,18 @@ def _accuracies(evaluations: dict[Path, dict[str, Any]]) -> str:
     for path, info in evaluations.items():
         results, settings = info["results"], info["settings"]
         accuracies = [percent(results["strict"]), percent(results["lenient"])]
-        rows.append([path.stem, settings["model"], results["questions"], *accuracies, f"{results['truncated']:.1%}"])
-    return _table(rows, header=True) + "".join(f"<p>{html.escape(line)}</p>" for line in _verdicts(list(evaluations)))
+        rows.append(
+            [
+                path.stem,
+                settings["model"],
+                results["questions"],
+                *accuracies,
+                f"{results['truncated']:.1%}",
+            ]
+        )
+    return _table(rows, header=True) + "".join(
+        f"<p>{html.escape(line)}</p>" for line in _verdicts(list(evaluations))
+    )
 
 
 def _verdicts(paths: list[Path]) -> list[str]:
@@ -181,7 +230,11 @@ def _plain(value: Any) -> str:
 
 def _table(rows: list[list[Any]], header: bool = False) -> str:
     def line(cells: list[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return (
+            "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        )
 
-    lines = [line(cells, "th" if header and not place else "td") for place, cells in enumerate(rows)]
+    lines = [
+        line(cells, "th" if header and not place else "td") for place, cells in enumerate(rows)
+    ]
     return f"<table>{''.join(lines)}</table>"

@@ -11,15 +11,19 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from grpo_math.grading.answers import Verdict, marked
-from grpo_math.grading.one_spelling import trimmed_answer
 from grpo_math.data.prompts import PromptStyle
 from grpo_math.data.tasks import TASKS
+from grpo_math.grading.answers import Verdict, marked
+from grpo_math.grading.one_spelling import trimmed_answer
 
 LEAST_REASONING = 10  # characters of its own that a reasoning tag must hold to be one
-ASIDE = 30  # characters that may follow the answer: a unit, a bracket, a full stop, but no reasoning
+ASIDE = (
+    30  # characters that may follow the answer: a unit, a bracket, a full stop, but no reasoning
+)
 COPIED = 8  # characters in a row that stand in the question too are copied from it
-SHINGLE = 16  # characters: what stands in a text twice at this length is a repetition, and no coincidence
+SHINGLE = (
+    16  # characters: what stands in a text twice at this length is a repetition, and no coincidence
+)
 
 _TAG = re.compile(r"</?\w{1,20}>")
 _OPEN_MARKS = ("hash", "phrase")  # nothing says where an answer ends, and headings look like one
@@ -46,8 +50,14 @@ def own_length(text: str, *known: str) -> int:
     Counted as the different three-character sequences with a letter or digit, outside of what is copied.
     """
     text = _plain_letters(text)
-    sources = {each[i : i + COPIED] for each in map(_plain_letters, known) for i in range(len(each) - COPIED + 1)}
-    copied = {j for i in range(len(text)) if text[i : i + COPIED] in sources for j in range(i, i + COPIED)}
+    sources = {
+        each[i : i + COPIED]
+        for each in map(_plain_letters, known)
+        for i in range(len(each) - COPIED + 1)
+    }
+    copied = {
+        j for i in range(len(text)) if text[i : i + COPIED] in sources for j in range(i, i + COPIED)
+    }
     own = {text[i : i + 3] for i in range(len(text) - 2) if i not in copied}
     count = sum(any(map(str.isalnum, each)) for each in own)
     return count + 2 if count else 0
@@ -87,10 +97,17 @@ class Sample:
         if not found or self.verdict.rule != self.style.mark or not self._is_answer(answer):
             return None
         closed = self.style.mark not in _OPEN_MARKS
-        if any(closed or self._is_answer(trimmed_answer(match["text"], self.style.mark)) for match in found[1:]):
+        if any(
+            closed or self._is_answer(trimmed_answer(match["text"], self.style.mark))
+            for match in found[1:]
+        ):
             return None
         last = found[0]
-        end = last.end() if closed else last.start("text") + max(0, last["text"].find(answer)) + len(answer)
+        end = (
+            last.end()
+            if closed
+            else last.start("text") + max(0, last["text"].find(answer)) + len(answer)
+        )
         rest = _TAG.sub("", self.text[end:]).strip()
         return None if len(rest) > ASIDE or any(map(str.isdigit, rest)) else answer
 
@@ -118,7 +135,9 @@ class Sample:
         right: set[int] = set()
         for place, match, end in zip(order, found, ends, strict=True):
             closes = place % 2 == 1
-            says = not closes and self._says_something(self.style.tags[place // 2], whole[match.end() : end])
+            says = not closes and self._says_something(
+                self.style.tags[place // 2], whole[match.end() : end]
+            )
             if says or (closes and place - 1 in right):
                 right.add(place)
         given = 1 if self.style.opening else 0
@@ -137,7 +156,12 @@ class Sample:
     @property
     def fits_exactly(self) -> bool:
         """Whether it keeps to its style to the letter, with nothing around it."""
-        if not self.fits or re.fullmatch(self.style.pattern, self.style.opening + self.text, re.S) is None:
+        if (
+            not self.fits
+            or re.fullmatch(self.style.pattern, self.style.opening + self.text, re.S) is None
+        ):
             return False
-        content = next(match["text"] for _, mark, match in marked(self.text) if mark == self.style.mark)
+        content = next(
+            match["text"] for _, mark, match in marked(self.text) if mark == self.style.mark
+        )
         return self._is_answer(trimmed_answer(content, self.style.mark))

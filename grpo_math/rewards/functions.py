@@ -14,12 +14,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from grpo_math.grading.answers import canonical_number
-from grpo_math.errors import UsageError
 from grpo_math.data.plugins import guarded_reward, import_dotted
 from grpo_math.data.prompts import STYLES, PromptStyle
-from grpo_math.rewards.completion import Sample, own_length, repeated_share
 from grpo_math.data.tasks import TASKS
+from grpo_math.errors import UsageError
+from grpo_math.grading.answers import canonical_number
+from grpo_math.rewards.completion import Sample, own_length, repeated_share
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -99,7 +99,11 @@ def closeness(sample: Sample) -> float:
     """1 for a right answer, at most 0.5 for one near it: by relative error, of polynomials by terms that are right."""
     if sample.verdict.strict:
         return 1.0
-    return 0.0 if sample.answer is None else TASKS[sample.task].closeness(sample.answer, sample.gold) / 2
+    return (
+        0.0
+        if sample.answer is None
+        else TASKS[sample.task].closeness(sample.answer, sample.gold) / 2
+    )
 
 
 GRADED = {"accuracy": "strict", "accuracy_lenient": "lenient"}  # the verdict that each goes by
@@ -117,7 +121,9 @@ REGISTRY: dict[str, Callable[..., float]] = {
 }
 
 
-def build_rewards(specs: list[str], style: PromptStyle, max_tokens: int | None = None) -> list[RewardFunction]:
+def build_rewards(
+    specs: list[str], style: PromptStyle, max_tokens: int | None = None
+) -> list[RewardFunction]:
     """The reward functions that `specs` name, each carrying its name for the logs; the first that grades records.
 
     `max_tokens` is the longest completion allowed, for rewards that look at how near it is.
@@ -135,7 +141,9 @@ def build_rewards(specs: list[str], style: PromptStyle, max_tokens: int | None =
             continue
         if name == "xml_count" and not style.tags:
             tagged = ", ".join(each.name for each in STYLES.values() if each.tags)
-            raise UsageError(f"--reward_funcs: xml_count: prompt style {style.name!r} has no tags; {tagged} have")
+            raise UsageError(
+                f"--reward_funcs: xml_count: prompt style {style.name!r} has no tags; {tagged} have"
+            )
         if any(name == reward.__name__ for reward in rewards):
             raise UsageError(f"--reward_funcs: {name!r} is given twice")
         record = GRADED.get(name) if not recorded else None
@@ -145,7 +153,11 @@ def build_rewards(specs: list[str], style: PromptStyle, max_tokens: int | None =
 
 
 def _reward(
-    name: str, settings: dict[str, float], style: PromptStyle, max_tokens: int | None, record: str | None
+    name: str,
+    settings: dict[str, float],
+    style: PromptStyle,
+    max_tokens: int | None,
+    record: str | None,
 ) -> RewardFunction:
     """The function that TRL calls. `record` is the verdict by which the columns and lengths of the logs go."""
 
@@ -178,7 +190,11 @@ def _reward(
 
 def completion_text(completion: str | list[dict[str, str]]) -> str:
     """The text of a completion, which TRL passes as messages for a chat model and as a string for a base model."""
-    return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
+    return (
+        completion
+        if isinstance(completion, str)
+        else "".join(message["content"] or "" for message in completion)
+    )
 
 
 def record_verdicts(
@@ -213,7 +229,9 @@ def _settings(name: str, text: str) -> dict[str, float]:
         try:
             settings[key] = float(value)
         except ValueError as error:
-            raise UsageError(f"--reward_funcs {name}:{text}: {key} must be a number, got {value!r}") from error
+            raise UsageError(
+                f"--reward_funcs {name}:{text}: {key} must be a number, got {value!r}"
+            ) from error
     return settings
 
 

@@ -27,7 +27,9 @@ class MetricsFile(TrainerCallback):
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if not state.is_world_process_zero or not self.path.exists():
             return
         kept = []
@@ -41,7 +43,12 @@ class MetricsFile(TrainerCallback):
         write_text_atomic(self.path, "".join(kept))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: Any,
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
@@ -53,11 +60,18 @@ class MetricsFile(TrainerCallback):
 class StepPrinter(TrainerCallback):
     """One line per logged step, instead of a progress bar that a batch job's log cannot show."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.started, self.first_step = time.time(), state.global_step
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: Any,
     ) -> None:
         if not state.is_world_process_zero or not logs or "reward" not in logs:
             return
@@ -74,7 +88,9 @@ class StepPrinter(TrainerCallback):
         elapsed = time.time() - self.started
         done = state.global_step - self.first_step
         if done:
-            parts.append(f"{elapsed:.0f} s, {elapsed / done * (state.max_steps - state.global_step):.0f} s to go")
+            parts.append(
+                f"{elapsed:.0f} s, {elapsed / done * (state.max_steps - state.global_step):.0f} s to go"
+            )
         print("  ".join(parts), flush=True)
 
 
@@ -88,7 +104,9 @@ class CompleteCheckpoints(TrainerCallback):
     def __init__(self, run_dir: Path, record: dict[str, Any], keep: int | None) -> None:
         self.run_dir, self.record, self.keep = run_dir, record, keep
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
@@ -96,7 +114,9 @@ class CompleteCheckpoints(TrainerCallback):
         tell_job("saved")
         if self.keep is not None:
             complete = [path for path in checkpoints(self.run_dir) if is_complete(path)]
-            earlier = [path for path in complete if (checkpoint_step(path) or 0) <= state.global_step]
+            earlier = [
+                path for path in complete if (checkpoint_step(path) or 0) <= state.global_step
+            ]
             for path in earlier[: -self.keep]:
                 shutil.rmtree(path)
 
@@ -118,14 +138,22 @@ class StopSignal(TrainerCallback):
             raise SystemExit(128 + number)  # nothing to save yet
         self.received = True
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.training = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if state.global_step % self.every or state.global_step >= state.max_steps:
             return
         if reduce(torch.tensor(float(self.received), device=args.device)).item():
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python takes its own handlers away at exit: USR1 would kill
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        signal.signal(
+            signal.SIGUSR1, signal.SIG_IGN
+        )  # Python takes its own handlers away at exit: USR1 would kill

@@ -64,7 +64,9 @@ def no_variance(rows: Rows, first: Rows) -> str | None:
 
 def growing(rows: Rows, first: Rows) -> str | None:
     before, now = mean(first, "completions/mean_length"), mean(rows, "completions/mean_length")
-    if now > 2 * before and mean(rows, "rewards/accuracy/mean") <= mean(first, "rewards/accuracy/mean"):
+    if now > 2 * before and mean(rows, "rewards/accuracy/mean") <= mean(
+        first, "rewards/accuracy/mean"
+    ):
         return (
             f"completions grew from {before:.0f} to {now:.0f} tokens, and no more of them are right: lower "
             "--learning_rate, and keep --loss_type dr_grpo, which does not reward length"
@@ -82,7 +84,14 @@ def masked(rows: Rows, first: Rows) -> str | None:
     return None
 
 
-CAUSES: list[Callable[[Rows, Rows], str | None]] = [cut, no_format, never_right, no_variance, growing, masked]
+CAUSES: list[Callable[[Rows, Rows], str | None]] = [
+    cut,
+    no_format,
+    never_right,
+    no_variance,
+    growing,
+    masked,
+]
 
 
 class Diagnosis(TrainerCallback):
@@ -101,7 +110,12 @@ class Diagnosis(TrainerCallback):
         self.verdict: str | None = None
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: Any,
     ) -> None:
         if not logs or "frac_reward_zero_std" not in logs:
             return
@@ -112,7 +126,9 @@ class Diagnosis(TrainerCallback):
             self._name_causes()
         if self.last_useful is None or logs["frac_reward_zero_std"] < 1:
             self.last_useful = state.global_step
-        finite = args.fp16 or math.isfinite(logs.get("grad_norm", 0.0))  # float16 skips such steps by itself
+        finite = args.fp16 or math.isfinite(
+            logs.get("grad_norm", 0.0)
+        )  # float16 skips such steps by itself
         self.verdict = self._hopeless(state.global_step, finite)
         if self.verdict:
             control.should_training_stop = True

@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl import GRPOTrainer
 
 from grpo_math.data.prompts import PromptStyle
-from grpo_math.evaluation.intervals import mean_interval
 from grpo_math.data.tasks import get_task
+from grpo_math.evaluation.intervals import mean_interval
 
 
 class HeldOut(TrainerCallback):
@@ -42,11 +42,15 @@ class HeldOut(TrainerCallback):
         self.trainer, self.rows, self.prompts = trainer, rows, prompts
         self.style, self.every, self.say = style, every, say
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if state.global_step == 0:
             self._measure()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._measure()
 
@@ -70,19 +74,27 @@ class HeldOut(TrainerCallback):
         accelerator, args = self.trainer.accelerator, self.trainer.args
         processes, count = accelerator.num_processes, len(self.rows)
         # As many on each process, which vLLM's server and sharded weights need: some are answered twice.
-        own = [i % count for i in range(accelerator.process_index, -(-count // processes) * processes, processes)]
+        own = [
+            i % count
+            for i in range(accelerator.process_index, -(-count // processes) * processes, processes)
+        ]
         at_once = args.generation_batch_size // processes
         graded = []
         with greedy(self.trainer):
             for start in range(0, len(own), at_once):
                 numbers = own[start : start + at_once]
-                ids, _ = self.trainer._generate_single_turn([self.prompts[i] for i in numbers], None, {}, 1)
+                ids, _ = self.trainer._generate_single_turn(
+                    [self.prompts[i] for i in numbers], None, {}, 1
+                )
                 graded += [(i, self._grade(i, each)) for i, each in zip(numbers, ids, strict=True)]
         verdicts = dict(gather_object(graded))
         return [verdicts[i] for i in range(count)]
 
     def _grade(self, number: int, ids: list[int]) -> tuple[bool, bool]:
-        row, text = self.rows[number], self.trainer.processing_class.decode(ids, skip_special_tokens=True)
+        row, text = (
+            self.rows[number],
+            self.trainer.processing_class.decode(ids, skip_special_tokens=True),
+        )
         verdict = get_task(row["task"]).grade(text, row["answer"], self.style.mark)
         return verdict.strict, verdict.lenient
 
@@ -98,7 +110,9 @@ def greedy(trainer: GRPOTrainer) -> Iterator[None]:
         trainer.vllm_generation.temperature = 0
     if config is not None:
         trainer.generation_config = copy(config)
-        trainer.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None)
+        trainer.generation_config.update(
+            do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None
+        )
     trainer.model.eval()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

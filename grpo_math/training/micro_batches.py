@@ -67,11 +67,19 @@ def repack(
              for key, value in batches[0].items()}  # fmt: skip
     mask = loss_mask(every)
     kept = ((every["advantages"] != 0) & mask.any(1)).nonzero().squeeze(1)
-    prompts, completions = (every[key].sum(1)[kept].cpu().numpy() for key in ("prompt_mask", "completion_mask"))
-    numbers = same_prompts(every["prompt_ids"][kept], every["prompt_mask"][kept])[1].cpu().numpy() if share else None
+    prompts, completions = (
+        every[key].sum(1)[kept].cpu().numpy() for key in ("prompt_mask", "completion_mask")
+    )
+    numbers = (
+        same_prompts(every["prompt_ids"][kept], every["prompt_mask"][kept])[1].cpu().numpy()
+        if share
+        else None
+    )
     most = len(batches[0]["advantages"]) * (every["prompt_mask"].size(1) + mask.size(1))
     new = []
-    for chosen in micro_batches(prompts, completions, len(batches), most, len(batches[0]["advantages"]), numbers):
+    for chosen in micro_batches(
+        prompts, completions, len(batches), most, len(batches[0]["advantages"]), numbers
+    ):
         rows = kept[torch.from_numpy(chosen).to(kept.device)]
         batch = {key: value[rows] if value.dim() else value for key, value in every.items()}
         batch = cut(batch, cut_prompts, cut_completions, multiple)
@@ -89,7 +97,11 @@ def cut(batch: Batch, prompts: bool, completions: bool, multiple: int) -> Batch:
     left = -width(batch["prompt_mask"]) if prompts else None
     right = width(batch["completion_mask"]) if completions else None
     return {
-        key: value if value.dim() < 2 else value[:, left:] if key.startswith("prompt_") else value[:, :right]
+        key: value
+        if value.dim() < 2
+        else value[:, left:]
+        if key.startswith("prompt_")
+        else value[:, :right]
         for key, value in batch.items()
     }
 
@@ -102,7 +114,12 @@ def idle(batch: Batch) -> Batch:
 
 
 def micro_batches(
-    prompts: np.ndarray, completions: np.ndarray, count: int, most: int, rows: int, shared: np.ndarray | None = None
+    prompts: np.ndarray,
+    completions: np.ndarray,
+    count: int,
+    most: int,
+    rows: int,
+    shared: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """The rows of each of at most `count` micro-batches, longest first, so that the fewest positions run.
 
@@ -128,7 +145,12 @@ def micro_batches(
 
 
 def _cheapest_cuts(
-    prompts: np.ndarray, completions: np.ndarray, count: int, most: int, rows: int, shared: np.ndarray | None
+    prompts: np.ndarray,
+    completions: np.ndarray,
+    count: int,
+    most: int,
+    rows: int,
+    shared: np.ndarray | None,
 ) -> tuple[float, np.ndarray]:
     """Positions with padding, and where to cut the sorted rows, of the best division: dynamic programming.
 
@@ -139,19 +161,30 @@ def _cheapest_cuts(
     starts = np.arange(0, len(prompts), step)
     ends = np.append(starts[1:], len(prompts))
     longest = [np.maximum.reduceat(lengths, starts) for lengths in (prompts, completions)]
-    if len(starts) <= count and (shared is None or len(starts) > BLOCKS):  # a micro-batch for each block
+    if len(starts) <= count and (
+        shared is None or len(starts) > BLOCKS
+    ):  # a micro-batch for each block
         size = ends - starts
-        run = size if shared is None else np.array([len(set(part)) for part in np.split(shared, starts[1:])])
+        run = (
+            size
+            if shared is None
+            else np.array([len(set(part)) for part in np.split(shared, starts[1:])])
+        )
         return float((run * longest[0] + size * longest[1]).sum()), starts[1:]
     upper = np.triu(np.ones((len(starts), len(starts)), dtype=bool))
     prompt, completion = (
-        np.maximum.accumulate(np.where(upper, lengths, 0), axis=1).astype(float) for lengths in longest
+        np.maximum.accumulate(np.where(upper, lengths, 0), axis=1).astype(float)
+        for lengths in longest
     )
     size = ends[None, :] - starts[:, None]  # rows of blocks i to j
     run = size if shared is None else _different(shared, starts)
     cost = run * prompt + size * completion
     cost[~upper | (size * (prompt + completion) > most)] = np.inf
-    best, choices, costs = np.append(0, np.full(len(starts), np.inf)), [], []  # of the first j blocks
+    best, choices, costs = (
+        np.append(0, np.full(len(starts), np.inf)),
+        [],
+        [],
+    )  # of the first j blocks
     for _ in range(min(count, len(starts))):
         total = best[:-1, None] + cost
         choices.append(total.argmin(0))
@@ -173,7 +206,9 @@ def _different(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
         before[place] = last.get(value, -1)
         last[value] = place
     new = before[None, :] < starts[:, None]  # not seen since the start of block i
-    return np.add.reduceat(np.where(np.arange(len(values)) >= starts[:, None], new, 0), starts, axis=1).cumsum(1)
+    return np.add.reduceat(
+        np.where(np.arange(len(values)) >= starts[:, None], new, 0), starts, axis=1
+    ).cumsum(1)
 
 
 def removable_padding(config: Any) -> tuple[bool, bool]:

@@ -48,7 +48,9 @@ def why_not_shared(model: Any, checkpointing: bool, launch: str) -> str | None:
         return "the model is spread over several devices"
     if getattr(config, "output_router_logits", False):
         return "the balance of experts is taken over whole prompts"
-    noise = [value for name, value in config.to_dict().items() if ("drop" in name or "jitter" in name)]
+    noise = [
+        value for name, value in config.to_dict().items() if ("drop" in name or "jitter" in name)
+    ]
     noise += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     if any(value for value in noise if isinstance(value, float)):
         return "dropout gives each completion its own prompt"
@@ -68,7 +70,12 @@ def same_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_probs(
-    model: Any, backbone: Any, ids: Tensor, mask: Tensor, completion: int, compute_entropy: bool = False
+    model: Any,
+    backbone: Any,
+    ids: Tensor,
+    mask: Tensor,
+    completion: int,
+    compute_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities, and entropies if wanted, of completions' tokens: (B, T) each, as TRL computes them.
 
@@ -78,18 +85,35 @@ def log_probs(
         ids, mask: (B, P + T), prompts padded on the left and completions on the right.
         completion: T.
     """
-    start, cache = ids.size(1) - completion - 1, None  # a prompt's last token predicts: it runs with the completion
+    start, cache = (
+        ids.size(1) - completion - 1,
+        None,
+    )  # a prompt's last token predicts: it runs with the completion
     if start:
         rows, numbers = same_prompts(ids[:, :start], mask[:, :start])
         start = start if len(rows) < len(ids) else 0
     if start:
         cache = DynamicCache()
-        backbone(input_ids=ids[rows, :start], attention_mask=mask[rows, :start], past_key_values=cache, use_cache=True)
+        backbone(
+            input_ids=ids[rows, :start],
+            attention_mask=mask[rows, :start],
+            past_key_values=cache,
+            use_cache=True,
+        )
         for layer in cache.layers:
-            layer.keys, layer.values = layer.keys.index_select(0, numbers), layer.values.index_select(0, numbers)
+            layer.keys, layer.values = (
+                layer.keys.index_select(0, numbers),
+                layer.values.index_select(0, numbers),
+            )
     labels = ids.masked_fill(mask == 0, -100)[:, start:]
     labels[:, :-completion] = -100
     output = model(
-        input_ids=ids[:, start:], attention_mask=mask, past_key_values=cache, labels=labels, fused_lm_head=True
+        input_ids=ids[:, start:],
+        attention_mask=mask,
+        past_key_values=cache,
+        labels=labels,
+        fused_lm_head=True,
     )
-    return output.log_probs[:, -completion:], output.entropy[:, -completion:] if compute_entropy else None
+    return output.log_probs[:, -completion:], output.entropy[
+        :, -completion:
+    ] if compute_entropy else None

@@ -78,7 +78,11 @@ class StepMetrics:
         """
         by_completion = key == "vespo/phi_seq_mean" or (self.by_completion and key != "entropy")
         unit = "completions" if by_completion else "tokens"
-        run = [(values[key], getattr(size, unit)) for values, size, _ in self.collected if size.completions]
+        run = [
+            (values[key], getattr(size, unit))
+            for values, size, _ in self.collected
+            if size.completions
+        ]
         size, values = sum(weight for _, weight in run), [value for value, _ in run]
         if "clip" in key:
             plain = sum(getattr(plain, unit) for *_, plain in self.collected)

@@ -21,7 +21,9 @@ class StopsAtStrings(MathGRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stop = (self.args.generation_kwargs or {}).get("stop" if self.use_vllm else "stop_strings") or []
+        self.stop = (self.args.generation_kwargs or {}).get(
+            "stop" if self.use_vllm else "stop_strings"
+        ) or []
         if self.stop and not self.use_vllm:
             self.model.generate = partial(self.model.generate, tokenizer=self._tokenizer)
 

@@ -26,7 +26,14 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher, without_adapter
-from grpo_math.training.micro_batches import LOSS_TYPES, Batch, cut, micro_batches, removable_padding, repack
+from grpo_math.training.micro_batches import (
+    LOSS_TYPES,
+    Batch,
+    cut,
+    micro_batches,
+    removable_padding,
+    repack,
+)
 from grpo_math.training.shared_prompts import log_probs, same_prompts, why_not_shared
 from grpo_math.training.step_metrics import Size, StepMetrics
 
@@ -39,17 +46,27 @@ class MathGRPOTrainer(GRPOTrainer):
 
     _buffered_inputs: list[Batch]
 
-    def __init__(self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.baseline = baseline
         reason = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
         self.skips = reason is None
-        self.skip_note = f"nothing: {reason}" if reason else "completions of zero advantage; the gradient is the same"
+        self.skip_note = (
+            f"nothing: {reason}"
+            if reason
+            else "completions of zero advantage; the gradient is the same"
+        )
         base = without_adapter(self.model)
         launch = str(self.accelerator.distributed_type.value)
         alone = reason or why_not_shared(base, self.args.gradient_checkpointing, launch)
         self.shares, self._backbone = alone is None, base.base_model
-        self.share_note = f"nothing: {alone}" if alone else "prompts, run once for a group; the gradient is the same"
+        self.share_note = (
+            f"nothing: {alone}"
+            if alone
+            else "prompts, run once for a group; the gradient is the same"
+        )
         self._removable = (*removable_padding(self.model.config), self.pad_to_multiple_of or 1)
         self._step_metrics = StepMetrics(self.importance_sampling_level == "sequence")
 
@@ -64,7 +81,9 @@ class MathGRPOTrainer(GRPOTrainer):
             return "the experts' auxiliary loss acts on every completion"
         if self._is_vlm:
             return "images are not handled"
-        return None if self.loss_type in LOSS_TYPES else f"--loss_type {self.loss_type} is not handled"
+        return (
+            None if self.loss_type in LOSS_TYPES else f"--loss_type {self.loss_type} is not handled"
+        )
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         before = self._buffered_inputs
@@ -85,7 +104,9 @@ class MathGRPOTrainer(GRPOTrainer):
     def _log_skipped(self, plain: Size, run: Size) -> None:
         sizes = torch.tensor([[plain, run]], dtype=torch.float32, device=self.accelerator.device)
         plain, run = (Size(*size) for size in self.accelerator.gather(sizes).sum(0).tolist())
-        self._metrics["train"]["skipped/completions"].append(1 - run.completions / plain.completions)
+        self._metrics["train"]["skipped/completions"].append(
+            1 - run.completions / plain.completions
+        )
         self._metrics["train"]["skipped/positions"].append(1 - run.positions / plain.positions)
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
@@ -99,7 +120,9 @@ class MathGRPOTrainer(GRPOTrainer):
         values = {key: single for key, (single,) in local.items()}
         self._step_metrics.add(values, Size.of([inputs]), inputs.get("plain", Size()))
         if self.accelerator.sync_gradients:
-            for key, value in self._step_metrics.merge(self.accelerator.gather, loss.device).items():
+            for key, value in self._step_metrics.merge(
+                self.accelerator.gather, loss.device
+            ).items():
                 logged[key].append(value)
         return loss
 
@@ -114,29 +137,50 @@ class MathGRPOTrainer(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Where TRL asks for chunks of `batch_size`, which is without a gradient: the cheapest ones, cut to length."""
         if batch_size is None or not self.skips:
-            return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size, **more)
+            return self._log_probs(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **more
+            )
         names = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
         start = input_ids.size(1) - logits_to_keep
-        sides = (input_ids[:, :start], input_ids[:, start:], attention_mask[:, :start], attention_mask[:, start:])
+        sides = (
+            input_ids[:, :start],
+            input_ids[:, start:],
+            attention_mask[:, :start],
+            attention_mask[:, start:],
+        )
         prompts, completions = (side.sum(1).cpu().numpy() for side in sides[2:])
         numbers = same_prompts(sides[0], sides[2])[1].cpu().numpy() if self.shares else None
         count, most = -(-len(input_ids) // batch_size), batch_size * input_ids.size(1)
         logps = torch.zeros(sides[1].shape, device=input_ids.device)
         for rows in micro_batches(prompts, completions, count, most, batch_size, numbers):
             rows = torch.from_numpy(rows).to(input_ids.device)
-            chunk = cut({name: side[rows] for name, side in zip(names, sides, strict=True)}, *self._removable)
+            chunk = cut(
+                {name: side[rows] for name, side in zip(names, sides, strict=True)},
+                *self._removable,
+            )
             ids, mask = (
-                torch.cat([chunk[f"prompt_{kind}"], chunk[f"completion_{kind}"]], 1) for kind in ("ids", "mask")
+                torch.cat([chunk[f"prompt_{kind}"], chunk[f"completion_{kind}"]], 1)
+                for kind in ("ids", "mask")
             )
             width = chunk["completion_ids"].size(1)
-            logps[rows, :width] = self._log_probs(model, ids, mask, width, **more)[0].to(logps.dtype)
+            logps[rows, :width] = self._log_probs(model, ids, mask, width, **more)[0].to(
+                logps.dtype
+            )
         return logps, None, None
 
     def _log_probs(
-        self, model: Any, ids: Tensor, mask: Tensor, completion: int, batch_size: int | None = None, **more: Any
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        completion: int,
+        batch_size: int | None = None,
+        **more: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if not self.shares:
-            return super()._get_per_token_logps_and_entropies(model, ids, mask, completion, batch_size, **more)
+            return super()._get_per_token_logps_and_entropies(
+                model, ids, mask, completion, batch_size, **more
+            )
         with self.accelerator.autocast():
             entropy = more.get("compute_entropy", False)
             return *log_probs(model, self._backbone, ids, mask, completion, entropy), None
@@ -145,13 +189,26 @@ class MathGRPOTrainer(GRPOTrainer):
         """Whether `grpo_math.generation.decoder` samples as this trainer's settings ask, from weights that are whole here."""
         args, launch = self.args, str(self.accelerator.distributed_type.value)
         otherwise = (
-            *(self.use_vllm, self.use_transformers_continuous_batching, args.cache_implementation, self._is_vlm),
-            *(self.min_p, self.repetition_penalty != 1, set(args.generation_kwargs or {}) - {"stop_strings"}),
+            *(
+                self.use_vllm,
+                self.use_transformers_continuous_batching,
+                args.cache_implementation,
+                self._is_vlm,
+            ),
+            *(
+                self.min_p,
+                self.repetition_penalty != 1,
+                set(args.generation_kwargs or {}) - {"stop_strings"},
+            ),
         )
         whole = launch == "NO" or launch.startswith("MULTI_")
-        return whole and not any(otherwise) and can_decode(self.accelerator.unwrap_model(self.model))
+        return (
+            whole and not any(otherwise) and can_decode(self.accelerator.unwrap_model(self.model))
+        )
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *more: Any, **named: Any) -> tuple[list, list | None]:
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *more: Any, **named: Any
+    ) -> tuple[list, list | None]:
         if not self._generates_by_itself():
             return super()._generate_single_turn(prompt_ids, *more, **named)
         stop = tuple((self.args.generation_kwargs or {}).get("stop_strings", ()))
@@ -165,7 +222,9 @@ class MathGRPOTrainer(GRPOTrainer):
             return decoder.complete(prompt_ids, len(prompt_ids)), None
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._rewards = super()._calculate_rewards(*args, **kwargs)  # (completions of all processes, functions)
+        self._rewards = super()._calculate_rewards(
+            *args, **kwargs
+        )  # (completions of all processes, functions)
         return self._rewards
 
     def _log_masked(self, ratio: Tensor) -> None:
