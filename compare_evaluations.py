@@ -37,7 +37,7 @@ from grpo_math.evaluation.comparison import (
     points,
 )
 from grpo_math.evaluation.intervals import Interval
-from grpo_math.evaluation.reporting import printable
+from grpo_math.terminal import printable
 
 QUESTION_WIDTH, ANSWER_WIDTH = 200, 60
 

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from grpo_math.data.algebra import KINDS, RANGES, make_questions
-from grpo_math.data.tasks import fingerprint, write_rows
+from grpo_math.data.rows import fingerprint, write_rows
 from grpo_math.errors import UsageError, run
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.errors import UsageError, run
-from grpo_math.evaluation.reporting import percent, printable
+from grpo_math.evaluation.reporting import percent
 from grpo_math.files import read_jsonl, write_text_atomic
+from grpo_math.terminal import printable
 
 RUN = Path("outputs/quickstart")
 BEFORE, AFTER = Path("evals/quickstart-before.jsonl"), Path("evals/quickstart-after.jsonl")

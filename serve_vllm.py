@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from grpo_math.errors import UsageError, run
-from grpo_math.run_folder import resolve_model
+from grpo_math.models.source import resolve_model
 
 
 def private_address(host: str) -> str:

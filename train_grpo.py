@@ -25,7 +25,6 @@ from grpo_math.data.prompts import (
 )
 from grpo_math.data.tasks import choose_style
 from grpo_math.errors import STOPPED, UsageError, first_line, run, tell_job
-from grpo_math.generation.backend import Loading, load_config, load_tokenizer
 from grpo_math.launch.arguments import (
     REWARD_WEIGHTS,
     REWARDS,
@@ -36,18 +35,14 @@ from grpo_math.launch.arguments import (
     set_advantage,
     trl_parser,
 )
-from grpo_math.launch.processes import check_launch, is_main_process, machine_defaults, vllm_mode
+from grpo_math.launch.processes import check_launch, machine_defaults, vllm_mode
 from grpo_math.launch.tracking import choose_trackers, identify_run
 from grpo_math.launch.training_data import TrainingData, load_training_data
+from grpo_math.models.loading import Loading, load_config, load_tokenizer
+from grpo_math.models.source import ModelSource, resolve_model
 from grpo_math.rewards.functions import build_rewards
-from grpo_math.run_folder import (
-    FINAL,
-    ModelSource,
-    mark_complete,
-    open_run,
-    resolve_model,
-    write_record,
-)
+from grpo_math.run_folder import FINAL, mark_complete, open_run, write_record
+from grpo_math.terminal import is_main_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback

@@ -131,9 +131,10 @@ def timed(clock: Callable[[], float], function: Callable[[], list[str]]) -> tupl
 
 def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
     """Lines of the table for one case."""
-    from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
+    from grpo_math.generation.backend import Sampling
     from grpo_math.generation.transformers_backend import TransformersBackend
-    from grpo_math.run_folder import ModelSource
+    from grpo_math.models.loading import Loading, load_tokenizer
+    from grpo_math.models.source import ModelSource
 
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ import json
 import pytest
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.difficulty import choose_by_difficulty, pass_rates
-from grpo_math.data.tasks import load_rows
+from grpo_math.data.rows import load_rows
 from grpo_math.errors import UsageError
 from grpo_math.launch.arguments import parse_options
 from grpo_math.launch.training_data import load_training_data

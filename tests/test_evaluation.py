@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
-from grpo_math.evaluation.reporting import printable
 from grpo_math.evaluation.results import ResultsFile, summarize
+from grpo_math.terminal import printable
 from transformers import AutoTokenizer
 
 from conftest import STARTER, kill_after, read_rows, script, write_jsonl

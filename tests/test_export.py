@@ -10,11 +10,13 @@ import pytest
 import yaml
 from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
-from grpo_math.generation.backend import Loading, Sampling, load_tokenizer
+from grpo_math.generation.backend import Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
 from grpo_math.launch.processes import machine_defaults
-from grpo_math.run_folder import build_record, differences, read_record, resolve_model
+from grpo_math.models.loading import Loading, load_tokenizer
+from grpo_math.models.source import resolve_model
+from grpo_math.run_folder import build_record, differences, read_record
 
 from conftest import STARTER, read_rows, script, write_jsonl
 from hub import TOKEN, Hub, Repository

@@ -8,6 +8,7 @@ import sys
 from statistics import median
 
 import pytest
+
 from conftest import ROOT
 from house_measures import code_files, measure
 

@@ -243,9 +243,10 @@ def test_without_stop_strings_there_is_nothing_to_mask(trainer, monkeypatch):
 @pytest.mark.parametrize("padding", ["own", "end"])
 def test_evaluation_counts_what_a_stop_string_ends_as_whole(padding, tmp_path):
     """At the cap too, and without the padding behind it, which may be the end token."""
-    from grpo_math.generation.backend import Loading, Sampling
+    from grpo_math.generation.backend import Sampling
     from grpo_math.generation.transformers_backend import TransformersBackend
-    from grpo_math.run_folder import resolve_model
+    from grpo_math.models.loading import Loading
+    from grpo_math.models.source import resolve_model
 
     tokenizer = with_template(None)
     if padding == "end":

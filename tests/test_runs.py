@@ -2,6 +2,7 @@
 
 import pytest
 from grpo_math.errors import UsageError
+from grpo_math.models.source import resolve_model
 from grpo_math.run_folder import (
     COMPLETE,
     FINAL,
@@ -10,7 +11,6 @@ from grpo_math.run_folder import (
     last_complete_checkpoint,
     mark_complete,
     read_record,
-    resolve_model,
 )
 
 

@@ -11,8 +11,8 @@ from grpo_math.chat.session import LIMITS, Session, number
 from grpo_math.chat.workers import Worker
 from grpo_math.data.prompts import STYLES, get_style
 from grpo_math.errors import UsageError
-from grpo_math.evaluation.reporting import printable
 from grpo_math.files import write_text_atomic
+from grpo_math.terminal import printable
 
 
 def run_command(session: Session, line: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_math.evaluation.reporting import printable
+from grpo_math.terminal import printable
 
 NARROWEST_COLUMN = 38
 GAP = 2  # between columns

@@ -33,7 +33,7 @@ from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation.backend import Sampling
 from grpo_math.grading.answers import Verdict, canonical_number, extract_lenient, marked
-from grpo_math.run_folder import resolve_model
+from grpo_math.models.source import resolve_model
 
 Row = dict[str, Any]
 LIMITS = {

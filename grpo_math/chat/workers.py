@@ -35,18 +35,12 @@ from grpo_math.data.prompts import (
     takes_system_role,
 )
 from grpo_math.errors import UsageError
-from grpo_math.generation.backend import (
-    Completion,
-    Loading,
-    Sampling,
-    Watch,
-    load_config,
-    load_tokenizer,
-)
+from grpo_math.generation.backend import Completion, Sampling, Watch
 from grpo_math.generation.openai_client import OpenAIServer
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.generation.vllm_backend import VllmBackend
-from grpo_math.run_folder import resolve_model
+from grpo_math.models.loading import Loading, load_config, load_tokenizer
+from grpo_math.models.source import resolve_model
 
 BACKENDS = ("transformers", "vllm", "openai")
 STOP, QUIT = "stop", "quit"

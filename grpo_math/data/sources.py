@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from grpo_math.data.tasks import encode_rows, fingerprint, write_rows
+from grpo_math.data.rows import encode_rows, fingerprint, write_rows
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
 

@@ -27,20 +27,15 @@ from grpo_math.data.prompts import (
     prompt_token_ids,
     stop_strings,
 )
-from grpo_math.data.tasks import choose_style, fingerprint, get_task, load_rows
+from grpo_math.data.rows import fingerprint, load_rows
+from grpo_math.data.tasks import choose_style, get_task
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.reporting import analysis, result_lines
 from grpo_math.evaluation.results import ResultsFile, Row
 from grpo_math.files import write_text_atomic
-from grpo_math.generation.backend import (
-    Backend,
-    Completion,
-    Loading,
-    Sampling,
-    load_config,
-    load_tokenizer,
-)
-from grpo_math.run_folder import ModelSource, resolve_model
+from grpo_math.generation.backend import Backend, Completion, Sampling
+from grpo_math.models.loading import Loading, load_config, load_tokenizer
+from grpo_math.models.source import ModelSource, resolve_model
 
 
 def argument_parser(doc: str) -> argparse.ArgumentParser:

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from grpo_math.evaluation.results import Row
+from grpo_math.terminal import printable
 
-TERMINAL_COMMAND = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-)  # Colours, cursor: gone whole, not just their ESC.
 EXAMPLES = 3
-
-
-def printable(text: str) -> str:
-    """A model's text without anything that a terminal would obey; white space stays.
-
-    Dropped are commands of terminals and the Unicode categories C*: control characters, invisible formatting (such as
-    turning the line right to left), lone surrogates.
-    """
-    text = TERMINAL_COMMAND.sub("", text)
-    kept = (char if char in "\n\t" or not char.isspace() else " " for char in text)
-    return "".join(char for char in kept if char in "\n\t" or unicodedata.category(char)[0] != "C")
 
 
 def percent(accuracy: dict[str, float]) -> str:

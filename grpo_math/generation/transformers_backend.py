@@ -8,16 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from grpo_math.errors import out_of_memory
-from grpo_math.generation.backend import (
-    Completion,
-    Loading,
-    Sampling,
-    Watch,
-    end_tokens,
-    load_weights,
-    resolve_dtype,
-)
-from grpo_math.run_folder import ModelSource
+from grpo_math.generation.backend import Completion, Sampling, Watch, end_tokens
+from grpo_math.models.loading import Loading, load_weights, resolve_dtype
+from grpo_math.models.source import ModelSource
 
 Stopped = Callable[[list[int]], bool] | None  # asked of a completion's token ids after each one
 

@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.errors import UsageError
-from grpo_math.generation.backend import (
-    Completion,
-    Loading,
-    Sampling,
-    Watch,
-    end_tokens,
-    model_error,
-    resolve_dtype,
-)
-from grpo_math.run_folder import ModelSource, adapter_base
+from grpo_math.generation.backend import Completion, Sampling, Watch, end_tokens
+from grpo_math.models.loading import Loading, model_error, resolve_dtype
+from grpo_math.models.source import ModelSource, adapter_base
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 
 from grpo_math.errors import PassingError, UsageError, first_line, out_of_memory
-from grpo_math.generation.backend import model_error
+from grpo_math.models.loading import model_error
 
 LOADERS = ("from_pretrained", "create_model_from_path")
 

@@ -15,11 +15,6 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one of its launch that prints and reports."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def vllm_mode(arguments: Any) -> str | None:
     """Where vLLM generates: "colocate", on the training GPUs, or "server"; None where transformers does."""
     return arguments.vllm_mode if arguments.use_vllm else None

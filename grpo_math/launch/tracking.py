@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError, first_line
 from grpo_math.files import write_text_atomic
-from grpo_math.launch.processes import is_main_process
 from grpo_math.run_folder import IDENTITY
+from grpo_math.terminal import is_main_process
 
 if TYPE_CHECKING:
     from trl import GRPOConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
-from grpo_math.data.tasks import fingerprint, load_rows
+from grpo_math.data.rows import fingerprint, load_rows
 from grpo_math.errors import UsageError
 
 Row = dict[str, Any]

@@ -15,9 +15,11 @@ from typing import Any
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.evaluate import model_fingerprint
 from grpo_math.files import write_text_atomic
-from grpo_math.generation.backend import Loading, end_tokens, load_tokenizer, load_weights
+from grpo_math.generation.backend import end_tokens
+from grpo_math.models.loading import Loading, load_tokenizer, load_weights
+from grpo_math.models.source import ModelSource, adapter_base, resolve_model
 from grpo_math.publish.model_card import model_card
-from grpo_math.run_folder import FREE, ModelSource, adapter_base, resolve_model, write_record
+from grpo_math.run_folder import FREE, write_record
 
 EXPORT = "export.json"  # marks a folder that an export may replace
 
