@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_math.data.prompts import (
+    Asking,
     PromptStyle,
     asks_in_chat,
-    build_prompts,
-    prompt_token_ids,
     stop_strings,
 )
 from grpo_math.data.tasks import choose_style
@@ -141,10 +140,11 @@ def build_inputs(
     data: TrainingData, style: PromptStyle, tokenizer: Any
 ) -> tuple[Any, list[list[int]], int]:
     """The training set, the held-out prompts as token ids, and the length of the longest prompt of both."""
-    prompts = build_prompts(style, [row["question"] for row in data.rows], tokenizer)
-    asked = build_prompts(style, [row["question"] for row in data.held_out], tokenizer)
-    held_out = prompt_token_ids(tokenizer, asked) if asked else []
-    longest = max(len(ids) for ids in [*prompt_token_ids(tokenizer, prompts), *held_out])
+    asking = Asking(style)
+    prompts = asking.prompts([row["question"] for row in data.rows], tokenizer)
+    asked = asking.prompts([row["question"] for row in data.held_out], tokenizer)
+    held_out = asking.token_ids(asked, tokenizer)
+    longest = max(len(ids) for ids in [*asking.token_ids(prompts, tokenizer), *held_out])
     return build_dataset(data.rows, prompts), held_out, longest
 
 

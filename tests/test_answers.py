@@ -58,7 +58,7 @@ def test_the_tables_are_as_large_as_they_should_be() -> None:
 @pytest.mark.parametrize("completion, mark, rule, text", RULES)
 def test_says_which_rule_found_what(completion: str, mark: str, rule: str, text: str) -> None:
     verdict = grade_number(completion, "1", mark)
-    assert (verdict.rule, verdict.answer) == (rule, text)
+    assert (verdict.rule, verdict.extracted) == (rule, text)
 
 
 @pytest.mark.parametrize(

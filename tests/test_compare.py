@@ -24,7 +24,7 @@ def make_rows(questions: str | list[str]) -> Rows:
         for sample, letter in enumerate(letters):
             strict, lenient = RIGHT[letter]
             answer = gold if lenient else ""
-            rows.append({**about, "sample": sample, "answer": answer, "strict": strict, "lenient": lenient, **end})
+            rows.append({**about, "sample": sample, "extracted": answer, "strict": strict, "lenient": lenient, **end})
     return rows
 
 
@@ -117,7 +117,7 @@ def test_model_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
     a, b = make_rows("W"), make_rows("S")
     for row in (*a, *b):
         row.update(question="How\x1b[2J\n\x07 many\u202e?\x9b31m", gold="7\ud800", id="id\x1b]0;title\x07")
-    b[0]["answer"] = "\x1b[31m7\x1b[0m" + "9" * 500
+    b[0]["extracted"] = "\x1b[31m7\x1b[0m" + "9" * 500
     for option in ((), ("--markdown",), ("--json",)):
         text = compare(tmp_path, a, b, *option)
         assert all(character.isprintable() or character == "\n" for character in text)
@@ -285,7 +285,7 @@ LINES = [json.dumps(row) for row in make_rows("WW")]
         ([LINES[0], LINES[1].replace('"gold"', '"golf"')], ["B.jsonl, line 2", 'no field "gold"', "evaluate_gsm8k.py"]),
         ([LINES[0].replace('"strict": false', '"strict": "no"')], ["line 1", 'field "strict" is "no", expected bool']),
         ([LINES[0].replace('"sample": 0', '"sample": true')], ["line 1", 'field "sample" is true, expected int']),
-        ([LINES[0].replace('"answer": ""', '"answer": null')], ["line 1", 'field "answer" is null, expected str']),
+        ([LINES[0].replace('"extracted": ""', '"extracted": null')], ["line 1", 'field "extracted" is null, expected str']),
         ([LINES[0], LINES[0]], ["line 2", "sample 0 of id 'test-0' is there already"]),
         ([LINES[0], LINES[0].replace("Solve", "Do")], ["line 2", 'field "prompt" is not that of the other samples']),
     ],

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from grpo_math.data.arithmetic import sum_problems
-from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
+from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from grpo_math.evaluation.results import ResultsFile, summarize
 from grpo_math.terminal import printable
 from transformers import AutoTokenizer
@@ -41,7 +41,7 @@ def test_rows_settings_and_analysis(finished):
     rows = read_rows(folder / "evals/e.jsonl")
     assert [row["sample"] for row in rows] == [0, 1] * QUESTIONS
     assert list(rows[0]) == [
-        *("id", "sample", "question", "gold", "prompt", "completion", "answer", "rule"),
+        *("id", "sample", "question", "gold", "prompt", "completion", "extracted", "rule"),
         *("strict", "lenient", "failed", "tokens", "finish_reason"),
     ]
     assert rows[0]["prompt"].count("<|im_start|>") == 3
@@ -118,7 +118,7 @@ def test_prompts_are_tokenized_as_trl_does(style, chat):
         "Trainer", (), {"processing_class": tokenizer, "tools": None, "chat_template": None, "_is_vlm": False}
     )
     trainer.environment_factories, trainer.chat_template_kwargs = None, {}
-    assert prompt_token_ids(tokenizer, prompts) == GRPOTrainer._tokenize_prompts(trainer, prompts)[0]
+    assert Asking(style).token_ids(prompts, tokenizer) == GRPOTrainer._tokenize_prompts(trainer, prompts)[0]
 
 
 def test_a_base_model_gets_plain_text_and_is_cut_where_it_invents_a_question(data, tmp_path):
@@ -136,7 +136,7 @@ def test_a_base_model_gets_plain_text_and_is_cut_where_it_invents_a_question(dat
 
 
 def row(question, sample, strict, lenient, answer="1", **more):
-    base = {"id": question, "sample": sample, "strict": strict, "lenient": lenient, "answer": answer, "rule": "hash"}
+    base = {"id": question, "sample": sample, "strict": strict, "lenient": lenient, "extracted": answer, "rule": "hash"}
     return base | {"failed": False, "finish_reason": "stop", "tokens": 5} | more
 
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 import yaml
 from grpo_math.data.arithmetic import sum_problems
-from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
+from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from grpo_math.generation.backend import Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
@@ -45,7 +45,10 @@ def greedy(folder, questions):
     backend = TransformersBackend(source, Loading(), tokenizer, 512, Namespace(batch_size=None))
     prompts = [build_prompt(STYLES["answer_tag"], question, chat=True) for question in questions]
     sampling = Sampling(n=1, temperature=0, top_p=1, top_k=0, max_tokens=16, seed=0, stop=())
-    return [found[0].text for found in backend.generate(prompt_token_ids(tokenizer, prompts), sampling)]
+    return [
+        found[0].text
+        for found in backend.generate(Asking(STYLES["answer_tag"]).token_ids(prompts, tokenizer), sampling)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from grpo_math.data.prompts import STYLES, asks_in_chat, build_prompt, build_prompts, stop_strings, takes_system_role
+from grpo_math.data.prompts import STYLES, Asking, asks_in_chat, build_prompt, stop_strings, takes_system_role
 from grpo_math.errors import UsageError
 from grpo_math.grading.answers import grade_number
 from grpo_math.launch.checks import stop_arguments
@@ -48,16 +48,16 @@ def with_template(template):
 @pytest.mark.parametrize("style", [style for style in STYLES.values() if style.chat], ids=lambda style: style.name)
 def test_where_there_is_no_system_role_the_user_says_it(style, template):
     tokenizer = with_template(template)
-    assert not takes_system_role(tokenizer)
-    (prompt,) = build_prompts(style, ["How many?"], tokenizer)
+    assert not takes_system_role(tokenizer, {})
+    (prompt,) = Asking(style).prompts(["How many?"], tokenizer)
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     assert text.count(style.system) == 1 and text.count("How many?") == 1
     assert [turn["role"] for turn in prompt] == (["user", "assistant", "user"] if style.shot else ["user"])
 
 
 def test_a_template_with_a_system_role_keeps_it(tokenizer):
-    assert takes_system_role(tokenizer)
-    (prompt,) = build_prompts(STYLES["hash"], ["How many?"], tokenizer)
+    assert takes_system_role(tokenizer, {})
+    (prompt,) = Asking(STYLES["hash"]).prompts(["How many?"], tokenizer)
     assert prompt == build_prompt(STYLES["hash"], "How many?", chat=True)
     assert [turn["role"] for turn in prompt] == ["system", "user"]
 
@@ -65,7 +65,7 @@ def test_a_template_with_a_system_role_keeps_it(tokenizer):
 @pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
 def test_plain_text_prompts(style):
     base = with_template(None)
-    (prompt,) = build_prompts(style, ["How many {braces}?"], base)
+    (prompt,) = Asking(style).prompts(["How many {braces}?"], base)
     assert isinstance(prompt, str) and style.system in prompt and "How many {braces}?" in prompt
     assert prompt.endswith((style.opening or "Answer:", style.system + "\n"))
     assert "{" not in prompt.replace("{braces}", "").replace("\\boxed{}", "")
@@ -86,7 +86,7 @@ def test_plain_text_prompts(style):
 )
 def test_some_styles_are_plain_text_for_every_model(name, end, tokenizer):
     assert not asks_in_chat(STYLES[name], tokenizer) and asks_in_chat(STYLES["xml"], tokenizer)
-    (prompt,) = build_prompts(STYLES[name], ["How many?"], tokenizer)
+    (prompt,) = Asking(STYLES[name]).prompts(["How many?"], tokenizer)
     assert prompt.endswith(end)
 
 

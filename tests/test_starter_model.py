@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from grpo_math.data.arithmetic import sum_problems
-from grpo_math.data.prompts import STYLES, build_prompt, prompt_token_ids
+from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,5 +46,5 @@ def test_digits_are_single_tokens_and_prompts_end_where_the_answer_begins():
     tokenizer = AutoTokenizer.from_pretrained(STARTER)
     assert [len(tokenizer(digit)["input_ids"]) for digit in "0123456789"] == [1] * 10
     prompt = build_prompt(STYLES["answer_tag"], sum_problems(1, -9, 9, 0)[0].question, chat=True)
-    (ids,) = prompt_token_ids(tokenizer, [prompt])
+    (ids,) = Asking(STYLES["answer_tag"]).token_ids([prompt], tokenizer)
     assert tokenizer.decode(ids).endswith("<|im_end|>\n<|im_start|>assistant\n")

@@ -143,8 +143,8 @@ def _grade(session: Session, rest: str) -> str:
             else "wrong"
         )
         found = (
-            f"{printable(verdict.answer)!r} by {verdict.rule}"
-            if verdict.answer
+            f"{printable(verdict.extracted)!r} by {verdict.rule}"
+            if verdict.extracted
             else "no answer found"
         )
         lines.append(f"  {printable(row['name']):{width}}  {judged} ({found})")

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from grpo_math.data.prompts import (
+    Asking,
     PromptStyle,
     asks_in_chat,
     build_conversation,
-    prompt_token_ids,
     stop_strings,
     takes_system_role,
 )
@@ -92,7 +92,7 @@ class LocalModel:
         self.context = getattr(load_config(source, loading), "max_position_embeddings", None)
         self.tokenizer = load_tokenizer(source, loading)
         self.system_role = self.tokenizer.chat_template is not None and takes_system_role(
-            self.tokenizer
+            self.tokenizer, {}
         )
         backend: type[TransformersBackend] | type[VllmBackend] = TransformersBackend
         if spec.backend == "vllm":
@@ -119,7 +119,7 @@ class LocalModel:
             build_conversation(style, turns, chat, self.system_role)
             for turns in request.conversations
         ]
-        prompts = prompt_token_ids(self.tokenizer, texts)
+        prompts = Asking(style).token_ids(texts, self.tokenizer)
         longest = max(map(len, prompts))
         if self.context and longest + most > self.context:
             raise UsageError(

@@ -9,10 +9,14 @@ user's turn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo_math.errors import UsageError
+
+Messages = list[dict[str, str]]
+Prompt = Messages | str  # of a model with a chat template, or of one without
 
 # What a plain-text prompt looks like, and where a model that goes on to invent the next question is cut.
 PLAIN_TEXT = "{system}\n\n{shot}Question: {question}\nAnswer:"
@@ -152,25 +156,16 @@ def asks_in_chat(style: PromptStyle, tokenizer: Any) -> bool:
     return style.chat and tokenizer.chat_template is not None
 
 
-def takes_system_role(tokenizer: Any) -> bool:
-    """Whether the chat template shows a system message; Gemma 2's and old Mistral's refuse it, others drop it."""
+def takes_system_role(tokenizer: Any, template: Mapping[str, Any]) -> bool:
+    """Tell whether the chat template shows a system message; Gemma 2's refuses it, others drop it."""
     probe = "the system message"
     messages = [{"role": "system", "content": probe}, {"role": "user", "content": "Hello"}]
     try:
         return probe in tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True, **template
         )
     except Exception:  # a template raises what it likes
         return False
-
-
-def build_prompts(
-    style: PromptStyle, questions: list[str], tokenizer: Any
-) -> list[list[dict[str, str]] | str]:
-    """The prompts for `questions` in the form that the tokenizer's model can be asked in."""
-    chat = asks_in_chat(style, tokenizer)
-    system_role = chat and takes_system_role(tokenizer)
-    return [build_prompt(style, question, chat, system_role) for question in questions]
 
 
 def build_prompt(
@@ -217,10 +212,41 @@ def stop_strings(chat: bool, style: PromptStyle | None = None) -> tuple[str, ...
     return () if chat else style.stop if style else PLAIN_TEXT_STOP
 
 
-def prompt_token_ids(tokenizer: Any, prompts: list[list[dict[str, str]] | str]) -> list[list[int]]:
-    """Token ids of each prompt, exactly as TRL's GRPOTrainer makes them; rendered text is never tokenized again."""
-    if isinstance(prompts[0], str):
-        return tokenizer(text=prompts)["input_ids"]
-    return tokenizer.apply_chat_template(
-        conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
+@dataclass(frozen=True)
+class Asking:
+    """All that shapes a prompt: a run records it, and whoever asks its model reads it there.
+
+    `template` are arguments of the chat template, such as `enable_thinking`.
+    """
+
+    style: PromptStyle
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def stop(self, tokenizer: Any) -> tuple[str, ...]:
+        """Give the strings that end a completion, for a model with this tokenizer."""
+        return stop_strings(asks_in_chat(self.style, tokenizer), self.style)
+
+    def prompts(self, questions: list[str], tokenizer: Any) -> list[Prompt]:
+        """Build the prompts in the form that the tokenizer's model can be asked in."""
+        chat = asks_in_chat(self.style, tokenizer)
+        system_role = chat and takes_system_role(tokenizer, self.template)
+        return [build_prompt(self.style, question, chat, system_role) for question in questions]
+
+    def token_ids(self, prompts: list[Prompt], tokenizer: Any) -> list[list[int]]:
+        """Give each prompt's token ids as TRL makes them; rendered text is never tokenized again."""
+        if not prompts or isinstance(prompts[0], str):
+            return tokenizer(text=prompts)["input_ids"] if prompts else []
+        return tokenizer.apply_chat_template(
+            conversation=prompts,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **self.template,
+        )["input_ids"]
+
+
+def recorded_asking(record: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
+    """Give the style's name and the chat template's arguments that a run's record says."""
+    record = record or {}
+    arguments = record.get("arguments") or {}
+    return record.get("prompt"), dict(arguments.get("chat_template_kwargs") or {})

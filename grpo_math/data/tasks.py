@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from grpo_math.data.plugins import import_dotted
 from grpo_math.data.prompts import PromptStyle, get_style
@@ -29,6 +29,18 @@ def number_closeness(answer: str, gold: str) -> float:
     if ours is None or theirs is None:
         return 0.0
     return float(max(Fraction(0), 1 - abs(ours - theirs) / max(Fraction(1), abs(theirs))))
+
+
+class Row(TypedDict):
+    """A question with its right answer, in its task's one spelling; other columns may stand beside.
+
+    `id` is a digest of the question, which `load_rows` gives.
+    """
+
+    question: str
+    answer: str
+    task: str
+    id: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,11 @@ def choose_style(name: str | None, rows: list[dict[str, Any]]) -> PromptStyle:
             f"--prompt: the rows are of tasks {', '.join(tasks)}, which differ in style; choose one"
         )
     return get_style(name or styles.pop())
+
+
+def grade(row: Row, completion: str, style: PromptStyle) -> Verdict:
+    """Judge a completion: training, evaluation, comparison and REPL all ask here."""
+    return get_task(row["task"]).grade(completion, row["answer"], style.mark)
 
 
 def gsm8k_answer(solution: str) -> str:

@@ -21,7 +21,7 @@ from grpo_math.files import read_jsonl
 # Strict: right, and given in the form the prompt asks for. Lenient: right wherever it stands in the completion.
 OUTCOMES = ("strict", "lenient")
 FIELDS = {
-    **dict.fromkeys(("id", "question", "gold", "prompt", "answer", "finish_reason"), str),
+    **dict.fromkeys(("id", "question", "gold", "prompt", "extracted", "finish_reason"), str),
     **dict.fromkeys(("strict", "lenient", "failed"), bool),
     "sample": int,
 }
@@ -41,7 +41,7 @@ SAMPLING_SETTINGS = (
 
 
 class Sample(NamedTuple):
-    answer: str
+    extracted: str
     strict: bool
     lenient: bool
     failed: bool
@@ -60,7 +60,7 @@ class Question:
 
     def answer(self) -> str:
         """What the model says to it: its answer, or of several samples the most frequent one."""
-        return majority_vote([sample.answer for sample in self.samples.values()])
+        return majority_vote([sample.extracted for sample in self.samples.values()])
 
 
 @dataclass
@@ -183,6 +183,8 @@ def _recorded(summary: dict[str, Any], outcome: str) -> float | None:
 
 
 def _add_row(questions: dict[str, Question], row: dict[str, Any], where: str) -> None:
+    if "extracted" not in row and "answer" in row:  # a file from before the column had that name
+        row = {**row, "extracted": row["answer"]}
     for field, kind in FIELDS.items():
         if field not in row:
             raise UsageError(
@@ -206,7 +208,7 @@ def _add_row(questions: dict[str, Question], row: dict[str, Any], where: str) ->
             f"{where}: sample {row['sample']} of id {row['id']!r} is there already; evaluate it again"
         )
     flags = (row["strict"], row["lenient"], row["failed"], row["finish_reason"] == "length")
-    question.samples[row["sample"]] = Sample(row["answer"], *flags)
+    question.samples[row["sample"]] = Sample(row["extracted"], *flags)
 
 
 def _about(question: Question) -> tuple[str, str, str]:

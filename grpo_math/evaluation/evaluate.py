@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.data.prompts import (
+    Asking,
     PromptStyle,
     asks_in_chat,
-    build_prompts,
-    prompt_token_ids,
     stop_strings,
 )
 from grpo_math.data.rows import fingerprint, load_rows
@@ -112,15 +111,15 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     check_arguments(args)
     rows = load_rows(args.data, args.task)[: args.num_samples]
     source = resolve_model(args.model, args.revision)
-    style = choose_style(args.prompt or (source.record or {}).get("prompt"), rows)
+    asking = Asking(style := choose_style(args.prompt or (source.record or {}).get("prompt"), rows))
     batch_size = args.batch_size or backend_class.default_batch
     path = args.output_dir / f"{args.name or default_name(source, args.data)}.jsonl"
     loading = Loading(args.dtype, args.revision, args.trust_remote_code)
     config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
     chat = asks_in_chat(style, tokenizer)
-    prompts = prompt_token_ids(
-        tokenizer, build_prompts(style, [row["question"] for row in rows], tokenizer)
+    prompts = asking.token_ids(
+        asking.prompts([row["question"] for row in rows], tokenizer), tokenizer
     )
     longest = max(len(prompt) for prompt in prompts) + args.max_tokens
     check_context(longest, args.max_tokens, getattr(config, "max_position_embeddings", None))
@@ -231,7 +230,7 @@ def graded_row(
         "gold": row["answer"],
         "prompt": prompt,
         "completion": completion.text,
-        "answer": verdict.answer,
+        "extracted": verdict.extracted,
         "rule": verdict.rule,
         "strict": verdict.strict,
         "lenient": verdict.lenient,

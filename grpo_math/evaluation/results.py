@@ -161,7 +161,9 @@ def _many_samples(
 
 def _majority_is_right(group: list[Row], verdict: str) -> bool:
     answers = [
-        canonical_number(row["answer"]) or canonical_polynomial(row["answer"]) or row["answer"]
+        canonical_number(row["extracted"])
+        or canonical_polynomial(row["extracted"])
+        or row["extracted"]
         for row in group
     ]
     chosen = majority_vote(answers)

@@ -36,7 +36,7 @@ class Verdict:
 
     strict: bool
     lenient: bool
-    answer: str
+    extracted: str
     rule: str
     failed: bool = False  # the grader failed (time limit, crash), not the answer
 

@@ -30,6 +30,7 @@ RECORDED = {
     "gold",
     "tokens",
     "answer",
+    "extracted",
     "strict",
     "lenient",
 }  # by rewards.record_verdicts
@@ -138,6 +139,7 @@ def _columns(rows: list[dict[str, Any]], weights: list[float] | None) -> dict[st
             row.get("question") or _asked(row["prompt"]), len(questions)
         )
         row["completion"] = completion_text(row["completion"])
+        row["answer"] = row.get("extracted", row.get("answer"))
         row["strict"] = row.get("strict", row.get("accuracy"))
         row["advantage"] = _finite(row.get("advantage"))
     fields = (

@@ -93,7 +93,7 @@ class Sample:
         What could not be an answer to the task is none, however well it is marked.
         """
         found = [match for _, mark, match in marked(self.text) if mark == self.style.mark]
-        answer = self.verdict.answer
+        answer = self.verdict.extracted
         if not found or self.verdict.rule != self.style.mark or not self._is_answer(answer):
             return None
         closed = self.style.mark not in _OPEN_MARKS

@@ -210,7 +210,7 @@ def record_verdicts(
     """
     for column in ("question", "gold", "tokens"):
         log_extra(column, [getattr(sample, column) for sample in samples])
-    for column in ("answer", "strict", "lenient"):
+    for column in ("extracted", "strict", "lenient"):
         log_extra(column, [getattr(sample.verdict, column) for sample in samples])
     for sample in samples:
         right = getattr(sample.verdict, verdict)
