@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo_math.data.algebra import KINDS, RANGES, make_questions
+from grpo_math.data.problems import KINDS, RANGES, make_questions
 from grpo_math.data.rows import fingerprint, write_rows
 from grpo_math.errors import UsageError, run
 

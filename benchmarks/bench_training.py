@@ -52,7 +52,7 @@ def build(kind: type, folder: str, iterations: int):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig
 
-    from grpo_math.data.arithmetic import sum_problems
+    from grpo_math.data.problems import sum_problems
     from grpo_math.data.prompts import build_prompt, get_style
 
     def given(trainer, prompt_ids, *_, **__):

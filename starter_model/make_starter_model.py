@@ -40,7 +40,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from grpo_math.data.arithmetic import TEMPLATES, Problem, random_problem, sum_problems
+from grpo_math.data.problems import TEMPLATES, Problem, random_problem, sum_problems
 from grpo_math.data.prompts import STYLES, build_prompt
 
 VOCABULARY = 512

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 
 from conftest import STARTER, read_rows, run_all, write_jsonl
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 
 from conftest import ROOT, STARTER, read_rows, write_jsonl
 

@@ -285,7 +285,10 @@ LINES = [json.dumps(row) for row in make_rows("WW")]
         ([LINES[0], LINES[1].replace('"gold"', '"golf"')], ["B.jsonl, line 2", 'no field "gold"', "evaluate_gsm8k.py"]),
         ([LINES[0].replace('"strict": false', '"strict": "no"')], ["line 1", 'field "strict" is "no", expected bool']),
         ([LINES[0].replace('"sample": 0', '"sample": true')], ["line 1", 'field "sample" is true, expected int']),
-        ([LINES[0].replace('"extracted": ""', '"extracted": null')], ["line 1", 'field "extracted" is null, expected str']),
+        (
+            [LINES[0].replace('"extracted": ""', '"extracted": null')],
+            ["line 1", 'field "extracted" is null, expected str'],
+        ),
         ([LINES[0], LINES[0]], ["line 2", "sample 0 of id 'test-0' is there already"]),
         ([LINES[0], LINES[0].replace("Solve", "Do")], ["line 2", 'field "prompt" is not that of the other samples']),
     ],

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
 from grpo_math.data.difficulty import choose_by_difficulty, pass_rates
+from grpo_math.data.problems import sum_problems
 from grpo_math.data.rows import load_rows
 from grpo_math.errors import UsageError
 from grpo_math.launch.arguments import parse_options

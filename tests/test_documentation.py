@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 
 from conftest import DRIVER, ROOT, STARTER, run_all, write_jsonl
 

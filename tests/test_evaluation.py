@@ -5,7 +5,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from grpo_math.evaluation.results import ResultsFile, summarize
 from grpo_math.terminal import printable

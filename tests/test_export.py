@@ -8,7 +8,7 @@ from argparse import Namespace
 
 import pytest
 import yaml
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from grpo_math.generation.backend import Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend

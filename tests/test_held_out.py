@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.intervals import mean_interval
 from grpo_math.launch.arguments import parse_options

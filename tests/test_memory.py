@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 
 from conftest import ROOT, STARTER, script, write_jsonl
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import sympy
-from grpo_math.data.algebra import KINDS, make_questions
+from grpo_math.data.problems import KINDS, make_questions
 from grpo_math.data.tasks import number_closeness
 from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms, parse_polynomial
 

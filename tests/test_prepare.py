@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from grpo_math.data.arithmetic import DIFFERENCE_TEMPLATES, SUM_TEMPLATES, Problem, count_problems, sum_problems
+from grpo_math.data.problems import DIFFERENCE_TEMPLATES, SUM_TEMPLATES, Problem, count_problems, sum_problems
 from grpo_math.data.rows import load_rows
 from grpo_math.data.tasks import gsm8k_answer, latex_answer
 from grpo_math.errors import UsageError

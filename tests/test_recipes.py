@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from grpo_math.data.algebra import make_questions
+from grpo_math.data.problems import make_questions
 from grpo_math.launch.arguments import parse_options, trl_parser
 
 from conftest import ROOT, STARTER, write_jsonl

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from search_hyperparameters import Values, parse_space
 
 from conftest import STARTER, read_rows, script, write_jsonl

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer

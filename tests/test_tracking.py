@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from grpo_math.errors import UsageError
 from grpo_math.launch.tracking import choose_trackers, identify_run, wandb_login, wandb_silence
 

@@ -9,7 +9,7 @@ import time
 
 import pyarrow.parquet
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 from grpo_math.run_folder import FINAL, is_complete, last_complete_checkpoint, read_record
 from grpo_math.training.callbacks import MetricsFile
 

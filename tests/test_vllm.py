@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from grpo_math.data.arithmetic import sum_problems
+from grpo_math.data.problems import sum_problems
 
 from conftest import STARTER, kill_after, read_rows, script, vllm_environment, write_jsonl
 from terminal import Terminal
