@@ -19,7 +19,7 @@ from typing import Any
 from grpo_math.data.sources import SPLITS, eval_rows, load_splits, text_field, write_splits
 from grpo_math.data.tasks import latex_answer
 from grpo_math.errors import UsageError, run
-from grpo_math.grading.answers import marked
+from grpo_math.grading.extraction import marked
 
 HUB_ID = "nlile/hendrycks-MATH-benchmark"
 LEVELS = range(1, 6)

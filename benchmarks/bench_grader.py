@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo_math.grading.answers import grade_number
+from grpo_math.grading.graders import grade_number
 
 PEOPLE = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina")
 THINGS = (

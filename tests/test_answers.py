@@ -9,15 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from grpo_math.grading.answers import (
-    MARKS,
-    Verdict,
-    canonical_number,
-    extract_lenient,
-    extract_strict,
-    grade_number,
-    parse_number,
-)
+from grpo_math.grading.extraction import MARKS, extract_lenient, extract_strict
+from grpo_math.grading.graders import Verdict, grade_number
+from grpo_math.grading.numbers import canonical_number, parse_number
 
 from answer_cases import CASES, REFUSED, RULES, Case
 
@@ -131,7 +125,7 @@ def test_wrong_calls_are_told() -> None:
 
 
 def test_starts_in_milliseconds_without_the_heavy_packages() -> None:
-    code = "import sys, grpo_math.grading.answers; print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"
+    code = "import sys, grpo_math.grading.graders; print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed == "[]\n"
 

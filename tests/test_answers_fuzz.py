@@ -8,15 +8,9 @@ import time
 from fractions import Fraction
 
 import pytest
-from grpo_math.grading import answers
-from grpo_math.grading.answers import (
-    MARKS,
-    canonical_number,
-    extract_lenient,
-    extract_strict,
-    grade_number,
-    parse_number,
-)
+from grpo_math.grading.extraction import MARKS, NO_ANSWER, extract_lenient, extract_strict
+from grpo_math.grading.graders import grade_number
+from grpo_math.grading.numbers import canonical_number, parse_number
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -148,7 +142,7 @@ def check(completion: str, mark: str) -> None:
     for found in (strict, lenient):
         assert isinstance(found.value, Fraction | None)
         assert found.value is None or parse_number(found.text) == found.value, found
-        assert (found.rule == "none") == (found == answers.NO_ANSWER)
+        assert (found.rule == "none") == (found == NO_ANSWER)
 
 
 @given(st.text(max_size=300), marks)

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
 
-from grpo_math.grading import latex as symbolic
-from grpo_math.grading.answers import Verdict, grade_number
+from grpo_math.grading import latex_worker as symbolic
+from grpo_math.grading.graders import Verdict, grade_number
 from grpo_math.grading.latex import grade_symbolic
 
 ROOT = Path(__file__).parent.parent
@@ -231,7 +231,7 @@ def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_the_worker_is_locked_down(attempt: str, tmp_path: Path) -> None:
     code = (
-        "import os, socket, subprocess\nfrom grpo_math.grading import latex as symbolic\nsymbolic._lock_down()\nprint('locked')\n"
+        "import os, socket, subprocess\nfrom grpo_math.grading import latex_worker as symbolic\nsymbolic._lock_down()\nprint('locked')\n"
         + attempt
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -274,10 +274,10 @@ def test_works_from_several_threads() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_starts_its_own_worker() -> None:
     code = (
-        "import os\nfrom grpo_math.grading import latex as s\n"
+        "import os\nfrom grpo_math.grading import latex as s, latex_worker as w\n"
         "ask = lambda: s.grade_symbolic(r'\\boxed{x+1}', '1+x', 'boxed').strict\n"
-        "assert ask()\npid = s._worker.process.pid\nchild = os.fork()\nassert ask()\n"
-        "assert (s._worker.process.pid == pid) == bool(child)\n"
+        "assert ask()\npid = w._worker.process.pid\nchild = os.fork()\nassert ask()\n"
+        "assert (w._worker.process.pid == pid) == bool(child)\n"
         "if child: assert os.waitpid(child, 0)[1] == 0 and ask()"
     )
     done = subprocess.run(
@@ -291,9 +291,9 @@ def test_a_forked_process_starts_its_own_worker() -> None:
 def test_no_worker_outlives_its_process(end: str, tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"  # grades at import, without `if __name__ == "__main__"`
     script.write_text(
-        "import os, signal\nfrom grpo_math.grading import latex as s\n"
+        "import os, signal\nfrom grpo_math.grading import latex as s, latex_worker as w\n"
         "assert s.grade_symbolic(r'\\boxed{x+1}', '1+x', 'boxed').strict\n"
-        f"print(s._worker.process.pid, flush=True)\n{end}\n"
+        f"print(w._worker.process.pid, flush=True)\n{end}\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=120)

@@ -32,7 +32,9 @@ from grpo_math.data.tasks import TASKS, get_task
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation.backend import Sampling
-from grpo_math.grading.answers import Verdict, canonical_number, extract_lenient, marked
+from grpo_math.grading.extraction import extract_lenient, marked
+from grpo_math.grading.graders import Verdict
+from grpo_math.grading.numbers import canonical_number
 from grpo_math.models.source import resolve_model
 
 Row = dict[str, Any]

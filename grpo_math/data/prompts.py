@@ -28,7 +28,7 @@ PLAIN_TEXT_STOP = ("\nQuestion:", "\n\n\n")
 class PromptStyle:
     """One way to ask.
 
-    `system` tells the model how to mark its answer, `mark` names the rule in `grpo_math.grading.answers` that a strictly
+    `system` tells the model how to mark its answer, `mark` names the rule in `grpo_math.grading.extraction` that a strictly
     formatted answer is found by, and `example` is a well-formed completion that answers 72.
 
     `pattern` is the regular expression (`re.S`) that a completion fits as a whole when it keeps to the style to the

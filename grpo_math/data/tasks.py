@@ -18,8 +18,9 @@ from typing import Any, NotRequired, TypedDict
 from grpo_math.data.plugins import import_dotted
 from grpo_math.data.prompts import PromptStyle, get_style
 from grpo_math.errors import UsageError
-from grpo_math.grading.answers import Verdict, canonical_number, grade_number, parse_number
+from grpo_math.grading.graders import Verdict, grade_number
 from grpo_math.grading.latex import grade_symbolic
+from grpo_math.grading.numbers import canonical_number, parse_number
 from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial, matching_terms
 
 

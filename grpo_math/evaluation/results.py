@@ -10,7 +10,7 @@ from typing import Any
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.intervals import majority_vote, mean_interval, pass_at_k, scorecard
 from grpo_math.files import append_jsonl, hold, read_jsonl, write_text_atomic
-from grpo_math.grading.answers import canonical_number
+from grpo_math.grading.numbers import canonical_number
 from grpo_math.grading.polynomials import canonical_polynomial
 
 Row = dict[str, Any]

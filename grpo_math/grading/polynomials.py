@@ -12,8 +12,8 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from grpo_math.grading.answers import plain
-from grpo_math.grading.one_spelling import grader
+from grpo_math.grading.graders import grader
+from grpo_math.grading.numbers import plain
 
 MAX_POLYNOMIAL = 500  # characters
 MAX_DEGREE = 100  # of one variable in one term

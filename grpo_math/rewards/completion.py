@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 
 from grpo_math.data.prompts import PromptStyle
 from grpo_math.data.tasks import TASKS
-from grpo_math.grading.answers import Verdict, marked
-from grpo_math.grading.one_spelling import trimmed_answer
+from grpo_math.grading.extraction import marked, trimmed_answer
+from grpo_math.grading.graders import Verdict
 
 LEAST_REASONING = 10  # characters of its own that a reasoning tag must hold to be one
 ASIDE = (

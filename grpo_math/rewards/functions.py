@@ -18,7 +18,7 @@ from grpo_math.data.plugins import guarded_reward, import_dotted
 from grpo_math.data.prompts import STYLES, PromptStyle
 from grpo_math.data.tasks import TASKS
 from grpo_math.errors import UsageError
-from grpo_math.grading.answers import canonical_number
+from grpo_math.grading.numbers import canonical_number
 from grpo_math.rewards.completion import Sample, own_length, repeated_share
 
 RewardFunction = Callable[..., list[float | None]]
