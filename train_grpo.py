@@ -39,7 +39,7 @@ from grpo_math.launch.tracking import choose_trackers, identify_run
 from grpo_math.launch.training_data import TrainingData, load_training_data
 from grpo_math.models.loading import Loading, load_config, load_tokenizer
 from grpo_math.models.source import ModelSource, resolve_model
-from grpo_math.rewards.functions import build_rewards
+from grpo_math.rewards.build import build_rewards
 from grpo_math.run_folder import FINAL, mark_complete, open_run, write_record
 from grpo_math.terminal import is_main_process
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpo_math.data.plugins import announced, guarded_reward
+from grpo_math.rewards.build import announced, guarded_reward
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl

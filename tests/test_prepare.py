@@ -359,7 +359,7 @@ def test_ones_own_answers(tmp_path, answer, task, canonical):
         ("18 or 20", None, "'18 or 20' is not an answer to task 'custom'"),
         ("(x+1)(x+2)", "polynomial", "is not an answer to task 'polynomial'"),
         ("7", "nowhere.task", "--task: cannot import 'nowhere.task'"),
-        ("7", "math.pi", "--task: 'math.pi' is not a grpo_math.data.tasks.Task"),
+        ("7", "math.pi", "--task: 'math.pi' is not a grpo_math.public.Task"),
     ],
 )
 def test_ones_own_answers_that_do_not_fit(tmp_path, answer, task, message):

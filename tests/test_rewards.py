@@ -3,7 +3,9 @@
 import pytest
 from grpo_math.data.prompts import STYLES, get_style
 from grpo_math.errors import UsageError
-from grpo_math.rewards.functions import REGISTRY, build_rewards, completion_text
+from grpo_math.rewards.build import build_rewards
+from grpo_math.rewards.completion import completion_text
+from grpo_math.rewards.functions import REGISTRY
 
 CASES = [  # reward, style, completion, gold, expected
     ("accuracy", "hash", "3 * 24 = 72\n#### 72", "72", 1.0),
@@ -92,7 +94,7 @@ def test_only_the_first_reward_that_grades_records_what_it_judged():
         "question": ["q"] * 3,
         "gold": ["72"] * 3,
         "tokens": [1, 2, 4],
-        "answer": ["72", "72", "7"],
+        "extracted": ["72", "72", "7"],
         "strict": [True, False, False],
         "lenient": [True, True, False],
     }

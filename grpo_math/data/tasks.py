@@ -106,7 +106,7 @@ def use_task(name: str) -> Task:
     if name not in TASKS and "." in name:
         task = import_dotted(name, "--task")
         if not isinstance(task, Task):
-            raise UsageError(f"--task: {name!r} is not a grpo_math.data.tasks.Task")
+            raise UsageError(f"--task: {name!r} is not a grpo_math.public.Task")
         TASKS[name] = task
     return get_task(name)
 

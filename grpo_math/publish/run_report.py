@@ -21,7 +21,7 @@ from grpo_math.evaluation.comparison import compare, load_evaluations
 from grpo_math.evaluation.reporting import percent
 from grpo_math.files import write_text_atomic
 from grpo_math.publish.curves import Run, draw, render
-from grpo_math.rewards.functions import completion_text
+from grpo_math.rewards.completion import completion_text
 from grpo_math.run_folder import read_record
 
 REPORT = "report.html"
