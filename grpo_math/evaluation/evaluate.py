@@ -12,13 +12,11 @@ Strict accuracy counts right answers in the prompt style's own format, lenient a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import platform
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from grpo_math.data.prompts import (
     Asking,
@@ -33,6 +31,7 @@ from grpo_math.evaluation.reporting import analysis, result_lines
 from grpo_math.evaluation.results import ResultsFile, Row
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import Backend, Completion, Sampling
+from grpo_math.models.fingerprint import model_identity
 from grpo_math.models.loading import Loading, load_config, load_tokenizer
 from grpo_math.models.source import ModelSource, resolve_model
 
@@ -134,7 +133,7 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     )
     settings = {
         "model": source.path,
-        "model_sha256": model_fingerprint(source, config),
+        **model_identity(source, config),
         "data": args.data,
         "data_sha256": fingerprint(args.data),
         "questions": len(rows),
@@ -256,31 +255,6 @@ def check_context(longest: int, max_tokens: int, context: int | None) -> None:
             f"--max_tokens {max_tokens}: the longest prompt has {longest - max_tokens} tokens and the model's context "
             f"{context}; lower it to {max(0, context - longest + max_tokens)} at most"
         )
-
-
-def model_fingerprint(source: ModelSource, config: Any) -> str:
-    """What tells one version of a model from another: a Hub commit, or a digest of the local weight files.
-
-    Of files over 64 MiB the size and the first and last 32 MiB are taken, which any training step changes.
-    """
-    folder = Path(source.path)
-    if not folder.is_dir():
-        return f"commit {config._commit_hash}"
-    digest = hashlib.sha256()
-    edge = 32 << 20
-    for path in sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
-    ):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(edge if size > 2 * edge else size))
-            if size > 2 * edge:
-                file.seek(-edge, 2)
-                digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def versions(modules: tuple[str, ...]) -> dict[str, str]:

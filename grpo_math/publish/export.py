@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.errors import UsageError
-from grpo_math.evaluation.evaluate import model_fingerprint
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import end_tokens
-from grpo_math.models.loading import Loading, load_tokenizer, load_weights
+from grpo_math.models.fingerprint import model_identity
+from grpo_math.models.loading import Loading, load_config, load_tokenizer, load_weights
 from grpo_math.models.source import ModelSource, adapter_base, resolve_model
 from grpo_math.publish.model_card import model_card
 from grpo_math.run_folder import FREE, write_record
@@ -41,8 +41,8 @@ def export(
     base = adapter_base(source.path)
     record = source.record
     origin = base or (record or {}).get("model")
-    fingerprint = model_fingerprint(source, None)  # of a folder, which needs no configuration
-    measured = find_results(target.name, fingerprint, origin, evaluations)
+    identity = model_identity(source, load_config(source, loading))
+    measured = find_results(target.name, identity, origin, evaluations)
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -53,7 +53,7 @@ def export(
             write_record(partial, {**record, "arguments": kept})
         card = model_card(target.name, record, origin, base is not None, measured)
         write_text_atomic(partial / "README.md", card)
-        about = {"model_sha256": fingerprint, "merged_adapter": base is not None}
+        about = {**identity, "merged_adapter": base is not None}
         about |= {
             "versions": {
                 name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")
@@ -97,9 +97,9 @@ def write_model(source: ModelSource, loading: Loading, folder: Path) -> None:
 
 
 def find_results(
-    name: str, fingerprint: str, origin: str | None, evaluations: list[Path]
+    name: str, identity: dict[str, str], origin: str | None, evaluations: list[Path]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The finished evaluations of the model with this fingerprint, each after those of its base model that were asked
+    """The finished evaluations of the model with this identity, each after those of its base model that were asked
     the same questions in the same way."""
     finished = []
     for path in evaluations:
@@ -115,7 +115,7 @@ def find_results(
             finished.append(info)
     asked = ("data_sha256", "questions", "prompt", "temperature", "n", "max_tokens")
     measured = []
-    for own in (info for info in finished if info["settings"]["model_sha256"] == fingerprint):
+    for own in (info for info in finished if identity.items() <= info["settings"].items()):
         before = [
             info
             for info in finished

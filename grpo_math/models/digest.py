@@ -1,0 +1,49 @@
+"""Tell one version of a model's folder from another by what its files hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+CONFIGURATIONS = ("config.json", "generation_config.json", "adapter_config.json")
+# Of an adapter's configuration: where its base was, and by which version it was written.
+NOT_ITS_OWN = ("base_model_name_or_path", "revision", "peft_version")
+
+
+def folder_digest(folder: str | Path) -> str:
+    """Give a digest of all that answers depend on: weights, configuration and code of its own.
+
+    Every byte of the weights counts. Where an adapter's base lies does not.
+    """
+    folder = Path(folder)
+    files = [*folder.glob("*.safetensors"), *(folder / name for name in CONFIGURATIONS)]
+    if "auto_map" in _read(folder / "config.json"):  # the model is built by code beside it
+        files += folder.glob("*.py")
+    files = sorted(path for path in files if path.is_file())
+    with ThreadPoolExecutor() as pool:  # a model of many files is read from many places at once
+        digests = list(pool.map(_file_digest, files))
+    lines = [f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _file_digest(path: Path) -> str:
+    if path.name == "adapter_config.json":
+        settings = json.loads(_read(path))
+        kept = {key: value for key, value in settings.items() if key not in NOT_ITS_OWN}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    stat = path.stat()
+    return _bytes_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _bytes_digest(path: Path, size: int, changed: int) -> str:
+    """Read a file once in a process, unless its size or time of change is another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
