@@ -30,7 +30,7 @@ from grpo_math.errors import UsageError
 from grpo_math.evaluation.reporting import analysis, result_lines
 from grpo_math.evaluation.results import ResultsFile, Row
 from grpo_math.files import write_text_atomic
-from grpo_math.generation.backend import Backend, Completion, Sampling
+from grpo_math.generation.backend import Backend, Completion, Sampling, check_context
 from grpo_math.models.fingerprint import model_identity
 from grpo_math.models.loading import Loading, load_config, load_tokenizer
 from grpo_math.models.source import ModelSource, resolve_model
@@ -120,8 +120,10 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     prompts = asking.token_ids(
         asking.prompts([row["question"] for row in rows], tokenizer), tokenizer
     )
-    longest = max(len(prompt) for prompt in prompts) + args.max_tokens
-    check_context(longest, args.max_tokens, getattr(config, "max_position_embeddings", None))
+    longest_prompt = max(map(len, prompts))
+    context = getattr(config, "max_position_embeddings", None)
+    check_context(longest_prompt, args.max_tokens, context, "--max_tokens")
+    longest = longest_prompt + args.max_tokens
     sampling = Sampling(
         args.n,
         args.temperature,
@@ -246,15 +248,6 @@ def default_name(source: ModelSource, data: str) -> str:
 
 def analysis_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_analysis.txt")
-
-
-def check_context(longest: int, max_tokens: int, context: int | None) -> None:
-    """The longest prompt and its completion must fit into the model's context."""
-    if context is not None and longest > context:
-        raise UsageError(
-            f"--max_tokens {max_tokens}: the longest prompt has {longest - max_tokens} tokens and the model's context "
-            f"{context}; lower it to {max(0, context - longest + max_tokens)} at most"
-        )
 
 
 def versions(modules: tuple[str, ...]) -> dict[str, str]:

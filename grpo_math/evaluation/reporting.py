@@ -89,6 +89,6 @@ def _examples(title: str, rows: Iterable[Row]) -> str:
         text = printable(row["completion"])
         blocks.append(
             f"  question    {printable(row['question'])}\n  gold        {row['gold']}\n"
-            f"  answer      {printable(row['answer'])!r} by {row['rule']}\n  completion  {text!r}"
+            f"  answer      {printable(row['extracted'])!r} by {row['rule']}\n  completion  {text!r}"
         )
     return f"{title}\n" + "\n\n".join(blocks) if blocks else ""

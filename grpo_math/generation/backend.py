@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from grpo_math.errors import UsageError
 from grpo_math.models.loading import Loading
 from grpo_math.models.source import ModelSource
 
@@ -81,3 +82,15 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
     own = generation_config.eos_token_id
     ids = set(own) if isinstance(own, list) else {own}
     return sorted((ids | {tokenizer.eos_token_id}) - {None})
+
+
+def check_context(longest_prompt: int, max_tokens: int, context: int | None, flag: str) -> None:
+    """Refuse a prompt that leaves no room for its completion in the model's context, all in tokens.
+
+    `flag` is what the user has to lower; a model without a `context` takes any length.
+    """
+    if context is not None and longest_prompt + max_tokens > context:
+        raise UsageError(
+            f"{flag} {max_tokens}: the longest prompt has {longest_prompt} tokens and the model's context {context}; "
+            f"lower it to {max(0, context - longest_prompt)} at most"
+        )
