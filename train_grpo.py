@@ -35,12 +35,13 @@ from grpo_math.launch.arguments import (
     trl_parser,
 )
 from grpo_math.launch.processes import check_launch, machine_defaults, vllm_mode
+from grpo_math.launch.resume import open_run
 from grpo_math.launch.tracking import choose_trackers, identify_run
 from grpo_math.launch.training_data import TrainingData, load_training_data
 from grpo_math.models.loading import Loading, load_config, load_tokenizer
 from grpo_math.models.source import ModelSource, resolve_model
 from grpo_math.rewards.build import build_rewards
-from grpo_math.run_folder import FINAL, mark_complete, open_run, write_record
+from grpo_math.run_folder import FINAL, RunRecord, mark_complete, write_record
 from grpo_math.terminal import is_main_process
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def build_dataset(rows: list[dict[str, Any]], prompts: list) -> Any:
 
 
 def build_trainer(
-    plan: Plan, record: dict[str, Any], callbacks: list[TrainerCallback]
+    plan: Plan, record: RunRecord, callbacks: list[TrainerCallback]
 ) -> StopsAtStrings:
     from transformers import PrinterCallback, ProgressCallback
     from trl import get_peft_config, get_quantization_config
@@ -123,7 +124,7 @@ def build_trainer(
     return trainer
 
 
-def save_final(trainer: StopsAtStrings, record: dict[str, Any]) -> Path:
+def save_final(trainer: StopsAtStrings, record: RunRecord) -> Path:
     """Save the trained model, on all ranks, under a temporary name that becomes `checkpoint-final` when it is whole."""
     final = Path(trainer.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")
@@ -284,9 +285,10 @@ def train(plan: Plan, options: Options) -> None:
     from grpo_math.training.diagnosis import Diagnosis
     from grpo_math.training.held_out import HeldOut
 
-    record, checkpoint = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
-    if record is None:
+    start = open_run(plan.args, plan.model_args, plan.own, options.resume, say)
+    if start.finished:
         return
+    record, checkpoint = start.record, start.checkpoint
     for line in plan.lines:
         say(line)
     generates_elsewhere = vllm_mode(plan.args) == "server"

@@ -1,15 +1,18 @@
 """Reading and writing the project's small files so that neither a crash nor a bad row goes unnoticed."""
 
-import errno
-import fcntl
+from __future__ import annotations
+
 import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
@@ -57,55 +60,38 @@ def append_jsonl(path: Path, rows: list[dict]) -> None:
         os.fsync(file.fileno())
 
 
-_held: dict[Path, int] = {}  # descriptors of lock files
+_held: dict[Path, FileLock] = {}  # locks of this process, until it ends
 
 
 def hold(lock: Path, patience: float = 0) -> None:
     """Make this process the only one that holds a lock file, which is made if need be, until it ends.
 
-    Raises UsageError if it cannot be made, or if another process holds it and still does after `patience` seconds. On a
-    file system without locks that is said, and nothing is held.
+    Raises UsageError if it cannot be made, or if another process holds it and still does after
+    `patience` seconds. On a file system without locks that is said, and nothing is held.
     """
+    from filelock import FileLock, Timeout  # takes 0.1 s, which --help is to do without
+
     place, lock = lock.parent, lock.resolve()
     if lock in _held and lock.exists():
         return
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # for writing: NFS asks for that
+        lock.open("ab").close()
     except OSError as error:
         raise UsageError(f"{place}: could not be written ({error.strerror})") from error
-    _held[lock] = descriptor
-    until = time.monotonic() + patience
-    while not _locked(descriptor):
-        if time.monotonic() >= until:
-            os.close(_held.pop(lock))
-            raise UsageError(
-                f"{place}: another process is at work on it (it holds {lock.name}); wait for its end"
-            )
-        time.sleep(1)
-
-
-def _locked(descriptor: int) -> bool:
+    held = FileLock(lock, poll_interval=1, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
+        held.acquire(timeout=patience)
+    except Timeout:
+        raise UsageError(
+            f"{place}: another process is at work on it (it holds {lock.name}); wait for its end"
+        ) from None
+    except OSError:
         print(
             "note: this file system has no locks: start nothing twice in one folder",
             file=sys.stderr,
         )
-    return True
-
-
-def _let_go() -> None:
-    """In a child of a fork, which may outlive this process, and shares its locks."""
-    for descriptor in _held.values():
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
+    _held[lock] = held
 
 
 def _mode_for(target: Path) -> int:

@@ -14,9 +14,10 @@ from grpo_math.generation.backend import Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
 from grpo_math.launch.processes import machine_defaults
+from grpo_math.launch.resume import differences
 from grpo_math.models.loading import Loading, load_tokenizer
 from grpo_math.models.source import resolve_model
-from grpo_math.run_folder import build_record, differences, read_record
+from grpo_math.run_folder import build_record, read_record
 
 from conftest import STARTER, read_rows, script, write_jsonl
 from hub import TOKEN, Hub, Repository

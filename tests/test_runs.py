@@ -2,12 +2,12 @@
 
 import pytest
 from grpo_math.errors import UsageError
+from grpo_math.launch.resume import differences
 from grpo_math.models.source import resolve_model
 from grpo_math.run_folder import (
     COMPLETE,
     FINAL,
     checkpoints,
-    differences,
     last_complete_checkpoint,
     mark_complete,
     read_record,

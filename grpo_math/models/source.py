@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.errors import UsageError
-from grpo_math.run_folder import FINAL, RECORD, is_complete, last_complete_checkpoint, read_record
+from grpo_math.run_folder import (
+    FINAL,
+    RECORD,
+    RunRecord,
+    is_complete,
+    last_complete_checkpoint,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class ModelSource:
 
     path: str
     name: str
-    record: dict[str, Any] | None
+    record: RunRecord | None
 
 
 def resolve_model(model: str, revision: str = "main") -> ModelSource:
@@ -56,7 +63,7 @@ def resolve_model(model: str, revision: str = "main") -> ModelSource:
     )
 
 
-def _hub_record(model: str, revision: str) -> dict[str, Any] | None:
+def _hub_record(model: str, revision: str) -> RunRecord | None:
     """The record that a model was pushed to the Hub with, if any; what else is wrong shows when the model is loaded."""
     import httpx
     from huggingface_hub import (

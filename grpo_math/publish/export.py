@@ -50,7 +50,9 @@ def export(
         write_model(source, loading, partial)
         if record:
             kept = {key: value for key, value in record["arguments"].items() if _matters(key)}
-            write_record(partial, {**record, "arguments": kept})
+            stripped = record.copy()
+            stripped["arguments"] = kept
+            write_record(partial, stripped)
         card = model_card(target.name, record, origin, base is not None, measured)
         write_text_atomic(partial / "README.md", card)
         about = {**identity, "merged_adapter": base is not None}

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from grpo_math.data.prompts import STYLES, build_prompt
 from grpo_math.evaluation.reporting import percent
+from grpo_math.run_folder import RunRecord
 
 # The terms of the training data by task, and its name on the Hub.
 DATA = {
@@ -58,7 +59,7 @@ ARGUMENTS = (
 LORA = ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 
-def training_settings(record: dict[str, Any]) -> dict[str, Any]:
+def training_settings(record: RunRecord) -> dict[str, Any]:
     """The settings of a run that are worth a line, by TRL's and transformers' names."""
     arguments = record["arguments"]
     names = ARGUMENTS + (LORA if arguments.get("use_peft") else ())
@@ -70,7 +71,7 @@ def training_settings(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def training_command(record: dict[str, Any]) -> str:
+def training_command(record: RunRecord) -> str:
     """The command that trains this model again, from the project's folder."""
     words = [
         "python",
@@ -122,7 +123,7 @@ def results_table(measured: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 def model_card(
     name: str,
-    record: dict[str, Any] | None,
+    record: RunRecord | None,
     base: str | None,
     merged: bool,
     measured: list[tuple[str, dict[str, Any]]],
@@ -162,7 +163,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(record: dict[str, Any] | None, base: str | None, merged: bool) -> str:
+def _summary(record: RunRecord | None, base: str | None, merged: bool) -> str:
     origin = f"made from `{base}`" if base else "of unrecorded origin"
     how = (
         f" by GRPO on questions of the task {record['task']}, whose answers can be checked"
@@ -173,7 +174,7 @@ def _summary(record: dict[str, Any] | None, base: str | None, merged: bool) -> s
     return f"A language model {origin}{how}.{lora}"
 
 
-def _asking(record: dict[str, Any]) -> str:
+def _asking(record: RunRecord) -> str:
     style = STYLES[record["prompt"]]
     if record["chat"]:
         messages = cast(list[dict[str, str]], build_prompt(style, "...", chat=True))
@@ -188,7 +189,7 @@ def _asking(record: dict[str, Any]) -> str:
 
 def _metadata(
     name: str,
-    record: dict[str, Any] | None,
+    record: RunRecord | None,
     base: str | None,
     measured: list[tuple[str, dict[str, Any]]],
 ) -> str:

@@ -22,7 +22,7 @@ from grpo_math.evaluation.reporting import percent
 from grpo_math.files import write_text_atomic
 from grpo_math.publish.curves import Run, draw, render
 from grpo_math.rewards.completion import completion_text
-from grpo_math.run_folder import read_record
+from grpo_math.run_folder import RunRecord, read_record
 
 REPORT = "report.html"
 RECORDED = {
@@ -80,7 +80,7 @@ def embedded(value: Any) -> str:
 
 
 def completions_table(
-    folder: Path, record: dict[str, Any] | None, limit: int
+    folder: Path, record: RunRecord | None, limit: int
 ) -> tuple[dict[str, Any], str]:
     """Saved completions by column, and a sentence on which of them they are.
 
@@ -210,7 +210,7 @@ def _verdicts(paths: list[Path]) -> list[str]:
         return [f"Not compared: {error}"]
 
 
-def _settings(record: dict[str, Any] | None) -> str:
+def _settings(record: RunRecord | None) -> str:
     if record is None:
         return "<p>The run's folder has no run.json.</p>"
     own = {name: value for name, value in record.items() if name != "arguments"}

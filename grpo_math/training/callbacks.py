@@ -16,7 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from grpo_math.errors import tell_job
 from grpo_math.files import write_text_atomic
-from grpo_math.run_folder import checkpoint_step, checkpoints, is_complete, mark_complete
+from grpo_math.run_folder import (
+    RunRecord,
+    checkpoint_step,
+    checkpoints,
+    is_complete,
+    mark_complete,
+)
 
 METRICS = "metrics.jsonl"
 
@@ -101,7 +107,7 @@ class CompleteCheckpoints(TrainerCallback):
     successor may still be cut off. Incomplete checkpoints are never deleted.
     """
 
-    def __init__(self, run_dir: Path, record: dict[str, Any], keep: int | None) -> None:
+    def __init__(self, run_dir: Path, record: RunRecord, keep: int | None) -> None:
         self.run_dir, self.record, self.keep = run_dir, record, keep
 
     def on_save(
@@ -114,9 +120,7 @@ class CompleteCheckpoints(TrainerCallback):
         tell_job("saved")
         if self.keep is not None:
             complete = [path for path in checkpoints(self.run_dir) if is_complete(path)]
-            earlier = [
-                path for path in complete if (checkpoint_step(path) or 0) <= state.global_step
-            ]
+            earlier = [path for path in complete if checkpoint_step(path) <= state.global_step]
             for path in earlier[: -self.keep]:
                 shutil.rmtree(path)
 
