@@ -1,12 +1,13 @@
-"""Make arithmetic questions with exact answers: train and test JSONL, the same bytes for the same seed.
+"""Make questions with exact answers: train and test JSONL, the same bytes for the same seed.
 
     python prepare_arithmetic.py                                # sums and differences in free text
     python prepare_arithmetic.py --num_problems 1000 --min_num -1000 --max_num 1000 --test_split 0.2
     python prepare_arithmetic.py --kind expression --depth 4    # such as 3 * (4 - (2 + 7)) - 5
     python prepare_arithmetic.py --kind polynomial              # such as: Expand 3(x + 1)(x + 2).
-    python prepare_arithmetic.py --kind mixed                   # a third of each; train with --prompt think_answer
+    python prepare_arithmetic.py --kind mixed                   # a third of each
 
-No problem of the test file is in the training file, whatever its wording or the order of its summands and factors.
+No problem of the test file is in the training file, whatever its wording or the order of its
+summands and factors. Train on `mixed` with --prompt think_answer.
 """
 
 from __future__ import annotations

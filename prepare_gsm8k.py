@@ -1,8 +1,8 @@
-"""Prepare GSM8K: the training split and an evaluation split of 500 test questions, as JSONL with canonical answers.
+"""Prepare GSM8K: the training split and 500 test questions, as JSONL with canonical answers.
 
     python prepare_gsm8k.py                                  # from the Hugging Face Hub
     python prepare_gsm8k.py --eval_size all                  # all 1,319 test questions
-    python prepare_gsm8k.py --source path/to/gsm8k_folder    # train.jsonl and test.jsonl, or a copy of the Hub's repo
+    python prepare_gsm8k.py --source path/to/gsm8k_folder    # JSONL, or a copy of the Hub's repo
 
 Rows are `{"question", "answer", "solution", "task"}`; `answer` is the bare number after `####`.
 """
@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from grpo_math.data.sources import eval_rows, load_splits, text_field, write_splits
+from grpo_math.data.rows import RawRow
+from grpo_math.data.sources import (
+    eval_rows,
+    load_splits,
+    source_arguments,
+    text_field,
+    write_splits,
+)
 from grpo_math.data.tasks import gsm8k_answer
 from grpo_math.errors import UsageError, run
 
@@ -21,12 +27,7 @@ HUB_ID = "openai/gsm8k"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--source", default=HUB_ID, help=f"Hub id, folder, or one JSONL file (default: {HUB_ID})"
-    )
+    parser = source_arguments(__doc__, HUB_ID)
     parser.add_argument(
         "--eval_size", default="500", help="first N test questions, or 'all' (default: 500)"
     )
@@ -34,9 +35,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convert(place: str, raw: dict[str, Any]) -> dict[str, str]:
-    """A row of ours from one of GSM8K's, whose `answer` is the worked solution."""
-    question, solution = (text_field(place, raw, field) for field in ("question", "answer"))
+def convert(place: str, raw: RawRow) -> RawRow:
+    """Make a row of ours of one of GSM8K's, whose `answer` is the worked solution."""
+    question, solution = text_field(place, raw, "question"), text_field(place, raw, "answer")
     try:
         answer = gsm8k_answer(solution)
     except ValueError as error:
@@ -47,10 +48,9 @@ def convert(place: str, raw: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     args = parse_args()
     keep = eval_rows(args.eval_size)
-    splits = {
-        name: [convert(*row) for row in rows]
-        for name, rows in load_splits(args.source, HUB_ID, "main").items()
-    }
+    splits = {}
+    for name, rows in load_splits(args.source, HUB_ID, "main").items():
+        splits[name] = [convert(*row) for row in rows]
     if "eval" in splits:
         splits["eval"] = splits["eval"][:keep]
     write_splits(splits, args.output_dir)

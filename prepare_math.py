@@ -1,12 +1,13 @@
-"""Prepare MATH, competition problems with LaTeX answers: training and evaluation splits, as JSONL with bare answers.
+"""Prepare MATH, competition problems with LaTeX answers: training and evaluation splits as JSONL.
 
-    python prepare_math.py                                                   # 12,000 and 500, from the Hub
-    python prepare_math.py --levels 1 2 3 --subjects algebra "number theory" --output_dir data/math_easy
-    python prepare_math.py --source path/to/folder --splits test             # the test split alone: eval.jsonl
+    python prepare_math.py                                        # 12,000 and 500, from the Hub
+    python prepare_math.py --levels 1 2 3 --subjects algebra "number theory" --output_dir data/easy
+    python prepare_math.py --source path/to/folder --splits test  # eval.jsonl alone
 
-A raw row has `problem` and `solution`; `answer`, `level` and `subject` (or `type`) where the source gives them. Without
-`answer` it is what stands in the solution's last \\boxed{}. Rows are `{"question", "answer", "solution", "level",
-"subject", "task"}`; a level that the source leaves open is 0.
+A raw row has `problem` and `solution`; `answer`, `level` and `subject` (or `type`) where the source
+gives them. Without `answer` it is what stands in the solution's last \\boxed{}. Rows are
+`{"question", "answer", "solution", "level", "subject", "task"}`; a level that the source leaves
+open is 0.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
-from grpo_math.data.sources import SPLITS, eval_rows, load_splits, text_field, write_splits
+from grpo_math.data.rows import RawRow
+from grpo_math.data.sources import (
+    SPLITS,
+    eval_rows,
+    load_splits,
+    source_arguments,
+    text_field,
+    write_splits,
+)
 from grpo_math.data.tasks import latex_answer
 from grpo_math.errors import UsageError, run
 from grpo_math.grading.extraction import marked
@@ -26,23 +34,12 @@ LEVELS = range(1, 6)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--source", default=HUB_ID, help=f"Hub id, folder, or one JSONL file (default: {HUB_ID})"
-    )
+    parser = source_arguments(__doc__, HUB_ID)
     parser.add_argument(
         "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: train test)"
     )
-    parser.add_argument(
-        "--levels",
-        nargs="+",
-        type=int,
-        choices=LEVELS,
-        metavar="N",
-        help="of 1 to 5 (default: all)",
-    )
+    levels = parser.add_argument("--levels", nargs="+", type=int, choices=LEVELS, metavar="N")
+    levels.help = "of 1 to 5 (default: all)"
     parser.add_argument(
         "--subjects", nargs="+", metavar="NAME", help="such as algebra, geometry (default: all)"
     )
@@ -54,17 +51,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convert(place: str, raw: dict[str, Any]) -> dict[str, Any]:
-    """A row of ours from one of MATH's."""
-    question, solution = (text_field(place, raw, field) for field in ("problem", "solution"))
+def convert(place: str, raw: RawRow) -> RawRow:
+    """Make a row of ours of one of MATH's."""
+    question, solution = text_field(place, raw, "problem"), text_field(place, raw, "solution")
     if "answer" in raw:
         given = text_field(place, raw, "answer")
     else:
-        given = next((match["text"] for _, mark, match in marked(solution) if mark == "boxed"), "")
+        boxed = (match["text"] for _, mark, match in marked(solution) if mark == "boxed")
+        given = next(boxed, "")
     answer = latex_answer(given)
     if answer is None:
         raise UsageError(
-            f"{place}: no answer: neither a field 'answer' nor a \\boxed{{}} in 'solution' holds one"
+            f"{place}: no field 'answer' and no \\boxed{{}} in 'solution' holds an answer"
         )
     level = re.search(r"\d", str(raw.get("level", "")))
     return {
@@ -78,30 +76,29 @@ def convert(place: str, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def subject_key(name: str) -> str:
-    """What two spellings of a subject share: `Counting & Probability` and `counting_and_probability`."""
+    """Spell `Counting & Probability` and `counting_and_probability` alike."""
     return re.sub(r"[^a-z]", "", name.lower().replace("&", "and"))
 
 
 def choose(
-    rows: list[dict[str, Any]], levels: list[int] | None, subjects: list[str] | None
-) -> list[dict[str, Any]]:
-    """The rows of these levels and subjects.
+    rows: list[RawRow], levels: list[int] | None, subjects: list[str] | None
+) -> list[RawRow]:
+    """Choose the rows of these levels and subjects.
 
     Raises:
         UsageError: a subject is unknown, or no row is left.
     """
-    known = {subject_key(row["subject"]): row["subject"] for row in rows}
+    known = {subject_key(str(row["subject"])): str(row["subject"]) for row in rows}
     for name in subjects or []:
         if subject_key(name) not in known:
-            raise UsageError(
-                f"--subjects {name!r}: no such subject; there are {', '.join(sorted(known.values()))}"
-            )
-    wanted = {subject_key(name) for name in subjects} if subjects else known.keys()
-    chosen = [
-        r
-        for r in rows
-        if (not levels or r["level"] in levels) and subject_key(r["subject"]) in wanted
-    ]
+            there = ", ".join(sorted(known.values()))
+            raise UsageError(f"--subjects {name!r}: no such subject; there are {there}")
+    wanted = set(map(subject_key, subjects or known))
+    chosen = []
+    for row in rows:
+        is_wanted = subject_key(str(row["subject"])) in wanted
+        if is_wanted and (not levels or row["level"] in levels):
+            chosen.append(row)
     if not chosen:
         raise UsageError("--levels and --subjects leave no row; choose more of them")
     return chosen
@@ -111,10 +108,9 @@ def main() -> None:
     args = parse_args()
     keep = eval_rows(args.eval_size)
     raw = load_splits(args.source, HUB_ID, None, tuple(args.splits))
-    splits = {
-        name: choose([convert(*row) for row in rows], args.levels, args.subjects)
-        for name, rows in raw.items()
-    }
+    splits = {}
+    for name, rows in raw.items():
+        splits[name] = choose([convert(*row) for row in rows], args.levels, args.subjects)
     if "eval" in splits:
         splits["eval"] = splits["eval"][:keep]
     write_splits(splits, args.output_dir, replace=args.force)

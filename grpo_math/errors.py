@@ -16,39 +16,38 @@ from typing import NoReturn
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
 JOB_STATUS = "GRPO_JOB_STATUS"
 
-# The disk's and the system's ways of refusing to write; libraries that write themselves only leave words.
+# How a disk refuses to write; of libraries that write themselves, only their words are left.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 REFUSED = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "Read-only file system",
-    "unexpected pos",
+    *("No space left on device", "Disk quota exceeded", "Read-only file system"),
+    "unexpected pos",  # torch.save's
 )
 
 
 class UsageError(Exception):
-    """Something that the user can put right. The message names the file, line, field or flag, and the way out."""
+    """Something that the user can put right: file, line, field or flag, and the way out."""
 
 
 class PassingError(UsageError):
-    """One that the same command, run again, may not meet: a batch job that has saved a checkpoint is queued again."""
+    """One that the same command, run again, may not meet: a batch job is then queued again."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to a line; its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Give the first line of what an error says; its class where it says nothing."""
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0]
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device or the system has no memory left; only a CUDA device's lack has a class of its own."""
+    """Tell whether memory ran out; only a CUDA device's lack of it has a class of its own."""
     said = first_line(error).lower()
     return any(words in said for words in ("out of memory", "allocate memory", "not enough memory"))
 
 
 def tell_job(status: str) -> bool:
-    """Tell the batch script that started this how it stands, where there is one ($GRPO_JOB_STATUS names a file).
+    """Tell the batch script that started this how it stands; False where there is none.
 
-    A launcher in between (torchrun) makes 1 of every exit status. Returns whether there was a script to tell.
+    $GRPO_JOB_STATUS names its file. A launcher in between (torchrun) makes 1 of every exit status.
     """
     path = os.environ.get(JOB_STATUS)
     if path:
@@ -57,17 +56,15 @@ def tell_job(status: str) -> bool:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call main() and turn what a user can put right into one line on stderr instead of a traceback.
+    """Call main() and turn what a user can put right into one line on stderr.
 
-    Exit status: 2 after a UsageError or when the disk refuses, 130 after Ctrl-C, 141 when the reader of stdout left
-    (`... | head`), as a shell reports it. Anything else is a bug of ours and keeps its traceback. A SystemExit from
-    main() passes through.
+    Exit status: 2 after a UsageError or when the disk refuses, 130 after Ctrl-C, 141 when the
+    reader of stdout left (`... | head`), as a shell reports it. Anything else is a bug of ours and
+    keeps its traceback. A SystemExit from main() passes through.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # A letter that the terminal lacks is shown as \uXXXX, not a traceback.
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for letters that the terminal lacks
     try:
         main()
         sys.stdout.flush()  # Inside the try: a closed pipe often shows only here.
@@ -77,24 +74,25 @@ def run(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; without this it would complain there about the same pipe.
+        # Python flushes stdout once more at exit, and would complain about the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except PermissionError as error:
         fail(f"{error.filename}: permission denied" if error.filename else str(error))
     except Exception as error:
-        refused = (
-            error.errno in REFUSALS
-            if isinstance(error, OSError)
-            else any(it in str(error) for it in REFUSED)
-        )
-        if not refused:
+        if not _disk_refuses(error):
             raise
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         fail(
-            f"{place}{first_line(error)}: what was written before is whole; make room or choose another folder, and "
-            "run the same command again"
+            f"{place}{first_line(error)}: what was written before is complete; make room or choose "
+            "another folder, and run the same command again"
         )
+
+
+def _disk_refuses(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in REFUSALS
+    return any(words in str(error) for words in REFUSED)
 
 
 def fail(message: str, passing: bool = False) -> NoReturn:

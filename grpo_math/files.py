@@ -1,4 +1,4 @@
-"""Reading and writing the project's small files so that neither a crash nor a bad row goes unnoticed."""
+"""Read and write small files so that neither a crash nor a bad row goes unnoticed."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` so that a reader sees the old file or the whole new one, never a part.
+    """Write `data` so that a reader sees the old file or the complete new one, never a part.
 
-    The bytes go to a temporary name in the same folder, reach the disk, and only then take the place of `path`.
-    Missing parent folders are made. A symbolic link is followed: its target is replaced, the link stays.
+    The bytes go to a temporary name in the same folder, reach the disk, and only then take the
+    place of `path`. Missing parent folders are made. A symbolic link is followed.
 
-    Raises UsageError, naming `path`, if the system refuses (no permission, full disk, a folder in the way).
+    Raises:
+        UsageError: the system refuses (no permission, full disk, a folder in the way).
     """
     target = Path(os.path.realpath(path))
     temporary = None
     try:
-        if (
-            target.exists() and not target.is_file()
-        ):  # Renaming over /dev/null would take it away from everyone.
+        # Renaming over /dev/null would take it away from everyone.
+        if target.exists() and not target.is_file():
             raise UsageError(f"{path}: could not be written (it is not a plain file)")
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
@@ -53,7 +53,7 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
 
 
 def append_jsonl(path: Path, rows: list[dict]) -> None:
-    """Add rows to a JSONL file in one write that has reached the disk when this returns. Raises OSError."""
+    """Add rows to a JSONL file in one write, which has reached the disk when this returns."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         file.flush()
@@ -95,7 +95,7 @@ def hold(lock: Path, patience: float = 0) -> None:
 
 
 def _mode_for(target: Path) -> int:
-    """Keep the mode of a file that is replaced; give a new one what open() would (mkstemp makes it private: 0600)."""
+    """Keep the mode of a file that is replaced; give a new one what open() would give it."""
     try:
         return target.stat().st_mode & 0o777
     except FileNotFoundError:
@@ -105,24 +105,21 @@ def _mode_for(target: Path) -> int:
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
-    """Return [(line number from 1, row), ...] of a file with one JSON object per line.
+    """Read [(line number from 1, row), ...] of a file with one JSON object per line.
 
     Accepts a UTF-8 byte order mark and CRLF line ends, and skips blank lines.
 
-    Raises UsageError, naming file and line, if the file is missing, a folder, unreadable or without rows, or if a line
-    is not UTF-8, not JSON, or JSON but not an object. A last line that is cut off is said to be so.
+    Raises:
+        UsageError: the file is missing, a folder, unreadable or without rows, or a line is no JSON
+            object in UTF-8. A last line that is cut off is said to be so.
     """
-    # Split the bytes at newlines only: str.splitlines() would also split at U+2028, which JSON allows inside a string.
+    # At newlines only: str.splitlines() would also split at U+2028, which JSON allows in a string.
     lines = _read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            rows.append(
-                (
-                    number,
-                    _parse_row(line, f"{path}, line {number}", unfinished=number == len(lines)),
-                )
-            )
+            row = _parse_row(line, f"{path}, line {number}", unfinished=number == len(lines))
+            rows.append((number, row))
     if not rows:
         raise UsageError(f"{path}: has no rows; expected one JSON object per line")
     return rows
@@ -140,12 +137,10 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def _parse_row(line: bytes, where: str, unfinished: bool) -> dict:
-    """The object on a line; `unfinished` if no newline follows, as where the writer was stopped in mid-line."""
-    hint = (
-        "; the file ends within this line: finish what was writing it, or delete the line"
-        if unfinished
-        else ""
-    )
+    """Parse a line; `unfinished` if no newline follows, as where the writer was stopped."""
+    hint = ""
+    if unfinished:
+        hint = "; the file ends within this line: finish what was writing it, or delete the line"
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -156,10 +151,7 @@ def _parse_row(line: bytes, where: str, unfinished: bool) -> dict:
         raise UsageError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno}){hint}"
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ):  # A number of thousands of digits, or brackets thousands deep.
+    except (ValueError, RecursionError):
         raise UsageError(
             f"{where}: not valid JSON (a number too long, or nested too deeply){hint}"
         ) from None

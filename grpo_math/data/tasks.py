@@ -1,19 +1,16 @@
-"""Tasks: what a row of data means and who decides whether its answer is right; rows in and out of JSONL, checked.
+"""Tasks: what a row of data means, and who decides whether an answer to it is right.
 
-A row is `{"question": str, "answer": str, "task": str, ...}` with the bare answer (`"72"`, not a worked solution). A
-file of one's own needs `question` and `answer` alone: its task is then `custom`, graded as a number.
-
-A new task is one entry in `TASKS` and a short prepare script that writes rows; a task of one's own is a `Task` in any
-module, named by its dotted path: `--task my_module.my_task`.
+A new task is one entry in `TASKS` and a short prepare script that writes rows; a task of the user's
+own is a `Task` in any module, named by its dotted path: `--task my_module.my_task`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from grpo_math.data.plugins import import_dotted
 from grpo_math.data.prompts import PromptStyle, get_style
@@ -25,17 +22,18 @@ from grpo_math.grading.polynomials import canonical_polynomial, grade_polynomial
 
 
 def number_closeness(answer: str, gold: str) -> float:
-    """1 less a number's relative error (the absolute one where gold is below 1), at least 0; 0 for no number."""
+    """Give 1 less the relative error (the absolute one where gold is below 1); 0 for no number."""
     ours, theirs = parse_number(answer), parse_number(gold)
     if ours is None or theirs is None:
         return 0.0
-    return float(max(Fraction(0), 1 - abs(ours - theirs) / max(Fraction(1), abs(theirs))))
+    error = abs(ours - theirs) / max(Fraction(1), abs(theirs))
+    return float(max(Fraction(0), 1 - error))
 
 
 class Row(TypedDict):
-    """A question with its right answer, in its task's one spelling; other columns may stand beside.
+    """A question with its bare right answer (`"72"`, no worked solution), spelled as its task does.
 
-    `id` is a digest of the question, which `load_rows` gives.
+    `load_rows` gives the `id`, a digest of the question. Other columns may stand beside.
     """
 
     question: str
@@ -46,11 +44,11 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of question: the prompt style it is asked in unless told otherwise, and its one checker.
+    """A kind of question, the prompt style it is asked in by default, and its one checker.
 
-    `grade(completion, gold, mark)` decides whether a completion is right, `canonical(text)` gives the one spelling of
-    an answer, or None when it cannot be an answer to such a task, and `closeness(answer, gold)` says how near a wrong
-    answer is, from 0 to 1.
+    `grade(completion, gold, mark)` decides whether a completion is right. `canonical(text)` gives
+    the one spelling of an answer, or None when it cannot be an answer to such a task.
+    `closeness(answer, gold)` says how near a wrong answer is, from 0 to 1.
     """
 
     name: str
@@ -61,15 +59,17 @@ class Task:
 
 
 _WRAPPING = re.compile(
-    r"\\boxed\s*\{((?:(?!\\boxed).)*)\}|\$\$?([^$]*)\$\$?|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]",
+    r"\\boxed\s*\{((?:(?!\\boxed).)*)\}|\$\$?([^$]*)\$\$?"
+    r"|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]",
     re.S,
 )
 
 
 def latex_answer(text: str) -> str | None:
-    """The one spelling of a LaTeX answer; None when nothing is left.
+    r"""Give the one spelling of a LaTeX answer; None when nothing is left.
 
-    A number in its shortest form, anything else without delimiters around it, a full stop, and variants of \\frac.
+    That is a number in its shortest form, or else the text without delimiters around it, without a
+    full stop, and with plain \frac.
     """
     text = " ".join(text.split()).removesuffix(".")
     while (inner := _WRAPPING.fullmatch(text)) is not None:
@@ -77,29 +77,28 @@ def latex_answer(text: str) -> str | None:
     return canonical_number(text) or re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text) or None
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("gsm8k", prompt="hash"),
-        Task("arithmetic", prompt="answer_tag"),
-        Task("polynomial", "think_answer", grade_polynomial, canonical_polynomial, matching_terms),
-        Task("custom", prompt="answer_tag"),
-        Task("math", prompt="boxed", grade=grade_symbolic, canonical=latex_answer),
-    )
-}
+_TASKS = (
+    Task("gsm8k", prompt="hash"),
+    Task("arithmetic", prompt="answer_tag"),
+    Task("polynomial", "think_answer", grade_polynomial, canonical_polynomial, matching_terms),
+    Task("custom", prompt="answer_tag"),
+    Task("math", prompt="boxed", grade=grade_symbolic, canonical=latex_answer),
+)
+TASKS = {task.name: task for task in _TASKS}
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`; a `UsageError` that lists the known ones when there is none."""
+    """Give the task called `name`; a `UsageError` lists the known ones when there is none."""
     if name not in TASKS:
         raise UsageError(
-            f"unknown task {name!r}: known tasks are {', '.join(TASKS)}; or give the dotted path of your own"
+            f"unknown task {name!r}: known tasks are {', '.join(TASKS)}; or give the dotted path "
+            "of your own"
         )
     return TASKS[name]
 
 
 def use_task(name: str) -> Task:
-    """The task that `--task` names; one of the user's own is imported and known from then on.
+    """Give the task that `--task` names; one of the user's own is imported and known from then on.
 
     A row's own field `task` never imports anything: what a data file says must not run code.
     """
@@ -111,8 +110,8 @@ def use_task(name: str) -> Task:
     return get_task(name)
 
 
-def choose_style(name: str | None, rows: list[dict[str, Any]]) -> PromptStyle:
-    """The prompt style called `name`, or without one the style of the rows' task."""
+def choose_style(name: str | None, rows: Sequence[Row]) -> PromptStyle:
+    """Give the prompt style called `name`, or without one the style of the rows' task."""
     tasks = sorted({row["task"] for row in rows})
     styles = {get_task(task).prompt for task in tasks}
     if not name and len(styles) > 1:
@@ -128,7 +127,7 @@ def grade(row: Row, completion: str, style: PromptStyle) -> Verdict:
 
 
 def gsm8k_answer(solution: str) -> str:
-    """The canonical answer of a GSM8K solution, whose last line is `#### 1,234`.
+    """Give the canonical answer of a GSM8K solution, whose last line is `#### 1,234`.
 
     Raises:
         ValueError: the solution has no such line, or no number on it.
