@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from grpo_math.data.problems import sum_problems
 
-from conftest import STARTER, kill_after, read_rows, script, vllm_environment, write_jsonl
+from conftest import ROOT, STARTER, kill_after, read_rows, script, vllm_environment, write_jsonl
 from terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -137,6 +137,57 @@ def test_a_colocated_engine_follows_the_weights(data, tmp_path):
         for key, verdict in (("eval_accuracy", "strict"), ("eval_accuracy_lenient", "lenient")):
             share = sum(row[verdict] for row in chosen) / 150
             assert measured[step][key] == pytest.approx(share, abs=3 / 150), (step, key)
+
+
+# Trains with the project's script, and writes what became of the frozen weights and what the engine holds.
+WATCHED = """
+import json, runpy, sys
+import torch
+from trl import GRPOTrainer
+train = GRPOTrainer.train
+
+def watched(self, *args, **named):
+    frozen = {name: each.detach().clone() for name, each in self.model.named_parameters() if not each.requires_grad}
+    train(self, *args, **named)
+    self.vllm_generation.sync_weights()
+    runner = self.vllm_generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    engine, moved, held = dict(runner.model.named_parameters()), [], {}
+    for name, each in self.model.named_parameters():
+        if name in frozen and not torch.equal(each, frozen[name]):
+            moved.append(name)
+    for name, layer in self.model.get_base_model().named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            a, b = layer.lora_A.default.weight, layer.lora_B.default.weight
+            base = layer.base_layer.weight
+            wanted = (base.float() + layer.scaling["default"] * b @ a).to(base.dtype)
+            held[name] = [torch.equal(engine[name + ".weight"], wanted), torch.equal(base, wanted)]
+    json.dump([moved, held, str(base.dtype), self.state.global_step], open("found.json", "w"))
+
+GRPOTrainer.train = watched
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_adapter_is_given_to_vllm_without_touching_the_frozen_weights(data, tmp_path):
+    """Thirty steps in bfloat16: the base is bit for bit what it was, and the engine holds base plus adapter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(STARTER, tmp_path / "half", ignore=shutil.ignore_patterns("*.py", "*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    command = [
+        *(sys.executable, "-c", WATCHED, ROOT / "train_grpo.py", "half", "--train_data", data, "--output_dir", "run"),
+        *("--use_vllm", "true", "--use_peft", "true", "--lora_target_modules", "all-linear", "--dtype", "bfloat16"),
+        *("--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 1, "--num_generations", 4),
+        *("--max_completion_length", 12, "--learning_rate", "3e-3", "--max_steps", 30, "--report_to", "none"),
+        *("--give_up_after", 0, "--save_steps", 30, "--reward_funcs", "format", "accuracy_lenient"),
+    ]
+    done = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved, held, dtype, steps = json.loads((tmp_path / "found.json").read_text())
+    assert (moved, dtype, steps) == ([], "torch.bfloat16", 30)
+    assert held and all(found == [True, False] for found in held.values()), held
 
 
 @pytest.fixture

@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 
 from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher, without_adapter
@@ -36,6 +38,7 @@ from grpo_math.training.micro_batches import (
 )
 from grpo_math.training.shared_prompts import log_probs, same_prompts, why_not_shared
 from grpo_math.training.step_metrics import Size, StepMetrics
+from grpo_math.training.vllm_weights import LoraGeneration
 
 
 class MathGRPOTrainer(GRPOTrainer):
@@ -45,11 +48,14 @@ class MathGRPOTrainer(GRPOTrainer):
     """
 
     _buffered_inputs: list[Batch]
+    vllm_generation: VLLMGeneration
 
     def __init__(
         self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.use_vllm and isinstance(self.model, PeftModel):
+            self.vllm_generation = LoraGeneration.of(self.vllm_generation)
         self.baseline = baseline
         reason = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
         self.skips = reason is None

@@ -1,0 +1,79 @@
+"""LoRA in all its kinds: what vLLM gets and what is loaded from a checkpoint answer as the model that was trained."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from grpo_math.training.vllm_weights import LoraGeneration
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from trl.distributed import DistributedBackend
+
+from conftest import STARTER
+
+IDS = torch.randint(20, 500, (3, 17), generator=torch.Generator().manual_seed(1))
+KINDS = {
+    "plain": {"target_modules": ["q_proj", "down_proj"]},
+    "all linear layers, ranks of their own": {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2}},
+    "rank-stabilised": {"target_modules": ["q_proj"], "use_rslora": True},
+    "weight-decomposed": {"target_modules": ["q_proj", "up_proj"], "use_dora": True},
+    "with a bias": {"target_modules": ["q_proj"], "lora_bias": True},
+    "a module trained whole": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "a parameter": {"target_modules": [], "target_parameters": ["mlp.gate_proj.weight"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "embedding trained whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "head trained whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
+ON_TIED_WEIGHTS = [kind for kind in KINDS if kind.startswith(("embedding", "head"))]
+
+
+def trained(kind, dtype=torch.float32, **options):
+    """The starter model with an adapter whose weights have moved, as training moves them."""
+    base = AutoModelForCausalLM.from_pretrained(STARTER, dtype=dtype)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, **KINDS[kind], **options)).eval()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def generation(model):
+    """TRL's generation as far as weights go, without an engine."""
+    new = LoraGeneration.__new__(LoraGeneration)
+    new.model, new.accelerator = model, Accelerator(cpu=True)
+    new._dist = DistributedBackend(new.accelerator)
+    return new
+
+
+def frozen(model):
+    return {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS).logits.float()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ON_TIED_WEIGHTS])
+def test_vllm_gets_the_model_that_is_trained(kind):
+    model = trained(kind)
+    before = frozen(model)
+    sent = dict(generation(model)._iter_named_params())
+    fresh = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    assert set(sent) == {name for name, _ in fresh.named_parameters()}
+    fresh.load_state_dict(sent, strict=False)  # all but the head, which is the embedding
+    assert (logits(fresh) - logits(model)).abs().max() < 1e-4
+    assert (logits(fresh) - logits(AutoModelForCausalLM.from_pretrained(STARTER))).abs().max() > 0.01
+    for name, parameter in model.named_parameters():
+        assert name not in before or torch.equal(parameter, before[name])
+
+
+def test_the_sum_is_rounded_once():
+    """In bfloat16: base and adapter are added in float32, whatever either was stored in."""
+    model = trained("plain", torch.bfloat16)
+    sent = dict(generation(model)._iter_named_params())
+    for name, layer in model.get_base_model().named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        delta = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        assert torch.equal(sent[f"{name}.weight"], (layer.base_layer.weight.float() + delta).bfloat16())
