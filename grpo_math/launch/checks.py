@@ -124,8 +124,13 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             f"--load_in_4bit/8bit: quantised LoRA does not work when {spread} spreads the weights; use ddp or zero2",
         ),
         (
-            a.load_in_8bit and colocated,
-            "--load_in_8bit: vLLM cannot load it; use --load_in_4bit or --use_vllm false",
+            quantized and a.use_vllm,
+            "--load_in_4bit/8bit: the adapter cannot be added to quantised weights for vLLM without changing them; "
+            "use --use_vllm false, or --dtype bfloat16 instead",
+        ),
+        (
+            a.use_peft and a.use_vllm and spread == "fsdp1",
+            "--use_peft with vLLM: FSDP 1 cannot give it the merged weights; use accelerate_configs/fsdp2.yaml",
         ),
         (
             colocated and launched_processes() % a.vllm_tensor_parallel_size,
