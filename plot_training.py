@@ -1,11 +1,13 @@
-"""Draw the curves of a training run and write a report to look into and hand on; or draw several over each other.
+"""Draw the curves of a training run and write a report of it, or draw several over each other.
 
     python plot_training.py outputs/RUN
     python plot_training.py outputs/RUN --evals evals/before.json evals/after.json
     python plot_training.py outputs/A outputs/B --output ab.png
 
-The curves come from metrics.jsonl alone. Of one run there is a report.html as well, in its folder: curves, settings,
-accuracies, and saved completions to search, filter and read. It is one file that needs no server and no network.
+The curves come from metrics.jsonl alone. Of one run there is a report.html as well, in its folder:
+curves, settings, accuracies, and saved completions to search, filter and read. It is one file that
+needs no server and no network. --evals adds accuracies of the run's checkpoints and of the model
+that it began with; evaluations of other models stand in the report, but not in the curves.
 """
 
 from __future__ import annotations
@@ -55,13 +57,13 @@ def main() -> None:
     from grpo_math.publish.run_report import write_report
 
     runs = [read_run(folder) for folder in args.runs]
-    infos = {path: add_evaluation(runs[0], args.runs[0], path) for path in args.evals}
+    evaluations = [add_evaluation(runs[0], args.runs[0], path) for path in args.evals]
     name_apart(runs, args.runs)
     output = args.output or args.runs[0] / "training.png"
     write_bytes_atomic(output, render(draw(runs), "png"))
     print(output)
     if len(runs) == 1:
-        print(write_report(args.runs[0], runs[0], infos, args.completions))
+        print(write_report(args.runs[0], runs[0], evaluations, args.completions))
 
 
 if __name__ == "__main__":

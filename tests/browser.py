@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -68,6 +69,20 @@ class Browser:
     def text(self, selector: str) -> str:
         """What is rendered there, as a reader sees it."""
         return self.run(f"return document.querySelector({json.dumps(selector)}).innerText")
+
+    def device(self, width: int, scheme: str) -> None:
+        """Be a screen of so many pixels ("light" or "dark"), a phone's where it is narrow, for the next page."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.developer("Emulation.setDeviceMetricsOverride", **size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.developer("Emulation.setEmulatedMedia", features=features)
+
+    def screenshot(self) -> bytes:
+        """What is on the screen, as a PNG file."""
+        return base64.b64decode(self.developer("Page.captureScreenshot", format="png")["data"])
+
+    def developer(self, command: str, **parameters: Any) -> Any:
+        return self.call("/goog/cdp/execute", cmd=command, params=parameters)
 
     def close(self) -> None:
         try:

@@ -3,13 +3,28 @@
 import base64
 import hashlib
 import json
+import math
 import re
+import shutil
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from grpo_math.data.rows import fingerprint
 from grpo_math.errors import UsageError
-from grpo_math.publish.curves import Accuracy, Run, add_evaluation, add_throughput, draw, name_apart, read_run, render
+from grpo_math.models.digest import folder_digest
+from grpo_math.publish.curves import (
+    Accuracy,
+    Run,
+    add_evaluation,
+    add_throughput,
+    draw,
+    name_apart,
+    read_run,
+    render,
+    smooth,
+)
 from grpo_math.publish.run_report import completions_table, embedded, write_report
 
 from conftest import script, write_jsonl
@@ -84,21 +99,131 @@ def test_throughput_is_new_tokens_over_the_time_of_their_steps():
     assert [row.get("tokens_per_second") for row in rows] == [50.0, 50.0, None, 80.0]
 
 
-def test_held_out_accuracy_from_metrics_and_evaluations(tmp_path):
-    folder = tmp_path / "run"
-    held_out = {"step": 2, "eval_accuracy": 0.5, "eval_accuracy_low": 0.4, "eval_accuracy_high": 0.6}
-    write_jsonl(folder / "metrics.jsonl", [*metrics(2), held_out, *metrics(4)[2:]])
-    (folder / "run.json").write_text('{"model": "org/base"}')
-    run = read_run(folder)
-    assert [row["step"] for row in run.rows] == [1, 2, 3, 4]
-    for model, accuracy in {"outputs/run/checkpoint-final": 0.9, "org/base": 0.1, "run/checkpoint-3": 0.7}.items():
-        result = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
-        (tmp_path / "e.json").write_text(json.dumps({"settings": {"model": model}, "results": {"strict": result}}))
-        add_evaluation(run, folder, tmp_path / "e.json")
+def save_model(folder, weights, **more):
+    folder.mkdir(parents=True)
+    for name, content in {"model.safetensors": weights, "config.json": "{}", "complete": "", **more}.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+def save_evaluation(path, model, accuracy, /, data="test.jsonl", **settings):
+    """An evaluation's two files, as the evaluators leave them, of the model in a folder."""
+    result = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
+    results = {"strict": result, "lenient": result, "questions": 4, "samples_per_question": 1, "truncated": 0.0}
+    known = {"model": str(model), "data": data, "data_sha256": "0", "temperature": 0.0, "max_tokens": 16}
+    known |= {"model_sha256": folder_digest(model)} if Path(model).is_dir() else {}
+    path.write_text(json.dumps({"settings": known | settings, "results": results}))
+    write_jsonl(path.with_suffix(".jsonl"), [{"question": f"What is {i} + {i}?"} for i in range(4)])
+    return path
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run of four steps with two checkpoints on a base model, and its training data of eight questions."""
+    folder, base = tmp_path / "outputs/run", save_model(tmp_path / "base", "0")
+    for name, weights in {"checkpoint-3": "3", "checkpoint-final": "4"}.items():
+        save_model(folder / name, weights)
+    data = write_jsonl(tmp_path / "train.jsonl", [{"question": f"What is {i} + {i}?"} for i in range(3, 11)])
+    train = {"path": str(data), "rows": 8, "sha256": fingerprint(data)}
+    held_out = {"path": "eval.jsonl", "questions": 2, "sha256": "1"}
+    record = {"model": str(base), "train_data": train, "eval_data": held_out, "arguments": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    measured = {"step": 2, "eval_accuracy": 0.5, "eval_accuracy_low": 0.4, "eval_accuracy_high": 0.6}
+    write_jsonl(folder / "metrics.jsonl", [*metrics(2), measured, *metrics(4)[2:]])
+    return folder
+
+
+def test_accuracies_of_a_run_are_told_by_the_models_files(tmp_path, run_folder):
+    moved = tmp_path / "elsewhere/x"
+    moved.parent.mkdir()
+    shutil.copytree(run_folder / "checkpoint-3", moved)  # the same model under another name
+    other = save_model(tmp_path / "other/run/checkpoint-final", "another run of this name")
+    changed = save_model(tmp_path / "other/base", "another base of this name")
+    run = read_run(run_folder)
+    models = {tmp_path / "base": 0.1, moved: 0.7, run_folder / "checkpoint-final": 0.9, other: 0.2, changed: 0.3}
+    said = {}
+    for model, accuracy in models.items():
+        _, place = add_evaluation(run, run_folder, save_evaluation(tmp_path / "e.json", model, accuracy))
+        said[model] = place.words
     assert [(each.step, each.value) for each in run.accuracies] == [(0, 0.1), (2, 0.5), (3, 0.7), (4, 0.9)]
-    (tmp_path / "e.json").write_text(json.dumps({"settings": {"model": "other"}, "results": {"strict": result}}))
-    add_evaluation(run, folder, tmp_path / "e.json")
-    assert len(run.accuracies) == 4
+    assert [row["step"] for row in run.rows] == [1, 2, 3, 4] and run.accuracies[1].data == "2 of eval.jsonl"
+    assert said[other] == said[changed] == "not a model of this run" and said[moved] == "step 3 of this run"
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        ({"model": "outputs/run/checkpoint-final"}, None),  # its weights are others today
+        ({"model": "outputs/run/checkpoint-1"}, 1),  # deleted by --save_total_limit
+        ({"model": "run/checkpoint-1"}, None),
+        ({"model_sha256": "of the run"}, 3),
+        ({"model_sha256": "of the run", "base_sha256": "another base"}, None),
+    ],
+)
+def test_models_that_only_their_path_or_base_tells_apart(tmp_path, run_folder, monkeypatch, settings, step):
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((run_folder / "run.json").read_text()) | {"base_sha256": "the base"}
+    (run_folder / "run.json").write_text(json.dumps(record))
+    if settings.get("model_sha256"):
+        settings = settings | {"model_sha256": folder_digest(run_folder / "checkpoint-3")}
+    evaluation = save_evaluation(tmp_path / "e.json", "nowhere", 0.5, **settings)
+    assert add_evaluation(read_run(run_folder), run_folder, evaluation)[1].step == step
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [("train.jsonl", "train.jsonl (training data)"), ("some.jsonl", "some.jsonl (25.0% in training data)")],
+)
+def test_training_data_is_never_called_held_out(tmp_path, run_folder, data, words):
+    digest = fingerprint(tmp_path / data) if data == "train.jsonl" else "2"
+    evaluation = save_evaluation(tmp_path / "e.json", tmp_path / "base", 0.5, data=data, data_sha256=digest)
+    run = read_run(run_folder)
+    held_out = titles([run])
+    added = add_evaluation(run, run_folder, evaluation)
+    assert run.accuracies[0].data == words
+    assert "Accuracy, 95% interval" in titles([run]) and "Held-out accuracy, 95% interval" in held_out
+    page = write_report(run_folder, run, [added], 10).read_text()
+    assert f'<td data-label="data">{words}</td>' in page and "what this run began with" in page
+    assert "held-out" not in page.lower()
+
+
+def test_a_step_that_is_no_number_takes_its_neighbours_not_with_it(tmp_path):
+    values = [1.0, 2.0, math.nan, 4.0, math.inf, 6.0]
+    assert [math.isfinite(mean) for mean in smooth(values)] == [True, True, False, True, False, True]
+    assert smooth(values)[0] == (1.0 + 2.0 + 4.0) / 3
+    render(draw([Run("r", [{"step": i, "reward": value} for i, value in enumerate(values)])]), "svg")
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_many_rewards_leave_their_panel_free(columns):
+    names = {f"rewards/a_reward_of_my_own_{i}/mean": i / 14 for i in range(14)}
+    figure = draw([Run("r", [{"step": step, "reward": 1.0, **names} for step in (1, 2)])], columns)
+    figure.draw_without_rendering()
+    panel = figure.axes[1]
+    legend, area = panel.get_legend().get_window_extent(), panel.get_window_extent()
+    assert not legend.overlaps(area) and area.height > 200 and area.width > 250
+    looks = {(line.get_color(), line.get_linestyle()) for line in panel.get_lines() if line.get_alpha() is None}
+    assert len(looks) == 14
+
+
+def test_a_metric_that_is_a_text_is_named(tmp_path):
+    write_jsonl(tmp_path / "metrics.jsonl", [*metrics(1), {"step": 2, "reward": "high"}])
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2: reward is 'high', expected a number"):
+        read_run(tmp_path)
+
+
+def test_what_a_reward_logs_beside_itself_is_no_reward(tmp_path):
+    save_completions(tmp_path, 1, [completion(note="a text", depth=3.0, advantage=0.5)])
+    record = {"reward_funcs": ["accuracy", "length"], "arguments": {"reward_weights": [1.0, 0.5]}}
+    table, _ = completions_table(tmp_path, record, 10)
+    assert table["names"] == ["accuracy", "length"] and table["reward"] == [0.5]
+
+
+@pytest.mark.parametrize("column", ["extracted", "answer"])
+def test_answers_are_read_under_both_names_of_their_column(tmp_path, column):
+    save_completions(tmp_path, 1, [completion(**{column: "5", "strict": True})])
+    table, _ = completions_table(tmp_path, {}, 10)
+    assert table["answer"] == ["5"] and table["names"] == ["accuracy", "length"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"results": null, "settings": {"model": "m"}}'])

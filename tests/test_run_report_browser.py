@@ -42,13 +42,14 @@ def save_run(folder, rows_by_step):
     return folder / "report.html"
 
 
-def completion_row(step, completion, question="What is 2 + 3?", right=False):
+def completion_row(step, completion, question="What is 2 + 3?", right=False, lenient=None):
     return {
         "step": step,
         "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": completion}],
         **{"accuracy": float(right), "format": 0.25, "question": question, "gold": "5"},
-        **{"answer": "5", "strict": right, "lenient": right, "tokens": 9, "advantage": 0.25},
+        **{"extracted": "5", "strict": right, "lenient": right if lenient is None else lenient},
+        **{"tokens": 9, "advantage": 0.25},
     }
 
 
@@ -153,6 +154,85 @@ def test_pages_are_turned(tmp_path, browser):
     assert browser.run("return document.getElementById('next').disabled")
     browser.click("#previous")
     assert browser.text("#count") == "150 of 150 completions, 1 to 100 shown"
+
+
+LONG = "Antidisestablishmentarianism and floccinaucinihilipilification cost Natalia 1,250,000 dollars."
+# Words and cells that do not fit, and colours, measured in the page. A word that is broken has more than one rectangle.
+MEASURE = """
+const range = document.createRange(), broken = [];
+const seen = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (seen.nextNode()) {
+  const node = seen.currentNode;
+  if (!node.parentElement.checkVisibility() || node.parentElement.closest('script, option, style')) continue;
+  for (const word of node.textContent.matchAll(/[\\w.,%]+/g)) {
+    range.setStart(node, word.index);
+    range.setEnd(node, word.index + word[0].length);
+    if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) broken.push(word[0]);
+  }
+}
+const light = (colour) => {
+  const parts = colour.match(/[\\d.]+/g).map((part) => part / 255);
+  const [r, g, b] = parts.map((c) => c <= 0.04 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const paper = light(getComputedStyle(document.body).backgroundColor);
+const contrast = (selector) => {
+  const ink = light(getComputedStyle(document.querySelector(selector)).color);
+  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+};
+const all = (selector) => [...document.querySelectorAll(selector)];
+const cut = all('#rows summary > span:nth-child(-n + 4)').filter((e) => e.scrollWidth > e.clientWidth);
+return {
+  broken, cut: cut.map((e) => e.textContent), paper,
+  page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
+  contrast: ['body', '.quiet', '.yes', '.no', '.half'].map(contrast),
+  head: getComputedStyle(document.querySelector('.line.head')).display,
+  questions: all('#rows summary > span:nth-child(5)').map((e) => e.getBoundingClientRect().width),
+  curves: document.getElementById('curves').naturalWidth,
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def wide_page(tmp_path_factory):
+    """The report of a run with two evaluations, long words, and each of the verdicts."""
+    folder = tmp_path_factory.mktemp("wide") / "a_run_with_a_long_name"
+    folder.mkdir()
+    results = {"accuracy": 0.5, "low": 0.25, "high": 0.75}
+    settings = {"model": "outputs/quickstart_of_today/checkpoint-final", "data": "data/arithmetic_problems/test.jsonl"}
+    settings |= {"temperature": 0.0, "max_tokens": 16}
+    results = {"strict": results, "lenient": results, "questions": 500, "samples_per_question": 1, "truncated": 0.1}
+    for name in ("before", "after"):
+        (folder / f"{name}.json").write_text(json.dumps({"settings": settings, "results": results}))
+    record = {"model": "starter_model", "arguments": {"learning_rate": 1e-4, "optim": "adamw_torch_fused"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    kinds = [{"right": True}, {"right": False, "lenient": True}, {"right": False}]
+    report = save_run(folder, {1: [{"completion": LONG, "question": LONG, **kind} for kind in kinds] * 10})
+    done = script(["plot_training.py", folder, "--evals", folder / "before.json", folder / "after.json"], folder)
+    assert done.returncode == 0, done.stderr
+    return report
+
+
+@pytest.mark.parametrize("width", [390, 800, 1400])
+def test_one_page_fits_phones_and_desks_by_day_and_night(wide_page, browser, tmp_path, width):
+    papers = []
+    for scheme in ("light", "dark"):
+        browser.device(width, scheme)
+        browser.open(wide_page)
+        browser.click("#rows details:nth-child(2) summary")
+        found = browser.run(MEASURE)
+        assert found["broken"] == [] and found["cut"] == [], scheme
+        assert found["page"] <= found["window"], "the page scrolls sideways"
+        assert min(found["contrast"]) > 4.5, found["contrast"]
+        assert (found["head"] == "none") == (width < 700)
+        assert min(found["questions"]) > 150
+        assert (found["curves"] < 500) == (width < 700)
+        papers.append(found["paper"])
+        browser.run("document.querySelector('#filters').scrollIntoView()")
+        (tmp_path / f"{width}-{scheme}.png").write_bytes(browser.screenshot())
+    assert papers[0] > 0.9 and papers[1] < 0.05
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.png"))]
+    assert len(sizes) == 2 and min(sizes) > 10_000
 
 
 def test_ten_thousand_completions_stay_usable(tmp_path, browser):

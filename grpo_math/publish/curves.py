@@ -1,18 +1,25 @@
-"""The curves of training runs: read from `metrics.jsonl` alone, drawn over each other, as PNG or SVG."""
+"""The curves of training runs: read from `metrics.jsonl`, drawn over each other, as PNG or SVG."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
-from grpo_math.run_folder import FINAL, read_record
+from grpo_math.publish.measured import (
+    TRAINED,
+    Measured,
+    Place,
+    place_in_run,
+    read_measured,
+    shown_data,
+)
+from grpo_math.run_folder import read_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,187 +39,244 @@ PANELS: dict[str, tuple[str, ...]] = {
 }
 SMOOTHED_OVER = 9  # steps; the raw points stay visible behind
 LINE_STYLES = ("-", "--", ":", "-.")
+COLOURS = 10  # of matplotlib's cycle
+PANEL = (4.3, 3.3)  # inches, without a legend below it
+LEGEND_INSIDE = 6  # names at most; more of them would hide the lines
+LEGEND_LINE = 0.1  # inches that a name adds, two of them beside each other
+LEGEND_NAME = 30  # characters that leave room for another name beside it
+
+Metrics = dict[str, float | None]  # of a logged step, by name
 
 
 class Accuracy(NamedTuple):
-    """Accuracy on held-out questions after a step: shares with the bounds of their 95% interval."""
+    """Accuracy after a step, on what data: shares with the bounds of their 95% interval."""
 
     step: int
     value: float
     low: float
     high: float
+    data: str = "held out"
+
+
+class Line(NamedTuple):
+    """A metric of a run, ready to be drawn."""
+
+    label: str
+    colour: str
+    style: str
+    steps: list[int]
+    values: list[float]
 
 
 @dataclass
 class Run:
-    """A run's name, its logged training steps, and what is known of its accuracy on held-out questions."""
+    """A run's name, its logged training steps, and what is known of its accuracy."""
 
     name: str
-    rows: list[dict[str, Any]]
+    rows: list[Metrics]
     accuracies: list[Accuracy] = field(default_factory=list)
+
+    def length(self) -> int:
+        return int(self.rows[-1]["step"] or 0)
 
 
 def read_run(folder: Path) -> Run:
-    """A run from its folder.
+    """Read a run from its folder.
 
     Raises:
         UsageError: there is no `metrics.jsonl`, it cannot be read, or no step has been logged yet.
     """
     path = folder / "metrics.jsonl"
-    logged = [row for _, row in read_jsonl(path) if isinstance(row.get("step"), int)]
-    rows = [row for row in logged if "reward" in row]
+    logged = [_metrics(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
+    rows = [row for row in logged if "step" in row and "reward" in row]
     if not rows:
         raise UsageError(f"{path}: no training step has been logged yet")
     add_throughput(rows)
+    asked = (read_record(folder) or {}).get("eval_data")
+    data = f"{asked['questions']} of {asked['path']}" if asked else "held out"
+    return Run(folder.resolve().name, rows, list(_held_out(logged, data)))
+
+
+def _metrics(row: Metrics, where: str) -> Metrics:
+    for name, value in row.items():
+        if value is not None and not isinstance(value, int | float):
+            raise UsageError(f"{where}: {name} is {value!r}, expected a number")
+    return row
+
+
+def _held_out(logged: list[Metrics], data: str) -> Iterator[Accuracy]:
     keys = [f"eval_accuracy{bound}" for bound in ("", "_low", "_high")]
-    held_out = [
-        Accuracy(row["step"], *(row[key] for key in keys))
-        for row in logged
-        if all(key in row for key in keys)
-    ]
-    return Run(folder.resolve().name, rows, held_out)
+    for row in logged:
+        value, low, high = (row.get(key) for key in keys)
+        if value is not None and low is not None and high is not None:
+            yield Accuracy(int(row["step"] or 0), value, low, high, data)
 
 
-def add_throughput(rows: list[dict[str, Any]]) -> None:
-    """Add `tokens_per_second` to the rows: new tokens over the time of the steps since the row before.
+def add_throughput(rows: list[Metrics]) -> None:
+    """Add `tokens_per_second` to the rows: new tokens over the time of their steps.
 
-    `num_tokens` counts prompts and completions from the start, `step_time` is the mean number of seconds that a step
-    since the last row took to generate, grade and compute gradients; saving, evaluating and waiting are not in it.
+    `num_tokens` counts prompts and completions from the start, `step_time` is the mean number of
+    seconds that a step since the last row took to generate, grade and compute gradients; saving,
+    evaluating and waiting are not in it.
     """
-    step, tokens = 0, 0.0
+    step, tokens = 0.0, 0.0
     for row in rows:
-        seconds = (row.get("step_time") or 0) * (row["step"] - step)
-        if seconds > 0 and row.get("num_tokens"):
-            row["tokens_per_second"] = (row["num_tokens"] - tokens) / seconds
-        step, tokens = row["step"], row.get("num_tokens") or tokens
+        now, counted = row["step"] or 0.0, row.get("num_tokens")
+        seconds = (row.get("step_time") or 0) * (now - step)
+        if seconds > 0 and counted:
+            row["tokens_per_second"] = (counted - tokens) / seconds
+        step, tokens = now, counted or tokens
 
 
 def name_apart(runs: list[Run], folders: list[Path]) -> None:
-    """Runs whose folders have one name are called by the paths that were given."""
+    """Call runs whose folders have one name by the paths that were given."""
     names = [run.name for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         if names.count(run.name) > 1:
             run.name = str(folder)
 
 
-def add_evaluation(run: Run, folder: Path, path: Path) -> dict[str, Any]:
-    """Read `evals/NAME.json` and, if its model is the run's or the one it began with, add it to the run's accuracies.
+def add_evaluation(run: Run, folder: Path, path: Path) -> tuple[Measured, Place]:
+    """Read an evaluation and, if its model is one of the run's, add it to the run's accuracies.
 
     Raises:
         UsageError: the file cannot be read, or holds no finished evaluation.
     """
-    try:
-        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        strict, model = info["results"]["strict"], str(info["settings"]["model"])
-        bounds = [float(strict[key]) for key in ("accuracy", "low", "high")]
-    except OSError as error:
-        raise UsageError(f"--evals {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"--evals {path}: is not the NAME.json of a finished evaluation"
-        ) from error
-    step = _step_of(model, run, folder)
-    if step is not None:
-        run.accuracies = sorted([*run.accuracies, Accuracy(step, *bounds)])
-    return info
+    measured = read_measured(path)
+    if measured is None:
+        raise UsageError(f"--evals {path}: this evaluation is not finished; run it again")
+    record = read_record(folder) or {}
+    place = place_in_run(measured, folder, record, run.length())
+    if place.step is not None:
+        data = shown_data(measured, record)
+        strict = measured.strict
+        bounds = strict["accuracy"], strict["low"], strict["high"]
+        run.accuracies.append(Accuracy(place.step, *bounds, data))
+        run.accuracies.sort()
+    return measured, place
 
 
-def _step_of(model: str, run: Run, folder: Path) -> int | None:
-    path = Path(model)
-    if path.parent.name == folder.resolve().name:
-        if path.name == FINAL:
-            return run.rows[-1]["step"]
-        number = path.name.removeprefix("checkpoint-")
-        return int(number) if number.isdecimal() else None
-    return 0 if model == (read_record(folder) or {}).get("model") else None
-
-
-def matching(rows: Iterable[dict[str, Any]], patterns: tuple[str, ...]) -> list[str]:
-    """The metrics in the rows that a panel shows, in the order of its patterns, each with a value somewhere."""
+def matching(rows: Iterable[Metrics], patterns: tuple[str, ...]) -> list[str]:
+    """List the metrics that a panel shows, in its patterns' order, each with a value somewhere."""
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     return [key for pattern in patterns for key in keys if Path(key).match(pattern)]
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The mean of each value and its neighbours, over `SMOOTHED_OVER` steps at most."""
+    """Give the mean of each value and its neighbours; what is not finite counts in none."""
     half = SMOOTHED_OVER // 2
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    means = []
+    for place, value in enumerate(values):
+        near = filter(math.isfinite, values[max(0, place - half) : place + half + 1])
+        found = list(near) if math.isfinite(value) else [math.nan]
+        means.append(sum(found) / len(found))
+    return means
 
 
-def draw(runs: list[Run]) -> Figure:
-    """One panel for each quantity that any of the runs has; colours tell runs apart, or the lines of a single run."""
+def draw(runs: list[Run], columns: int = 3) -> Figure:
+    """Draw a panel for each quantity that any of the runs has; panels stand in so many columns.
+
+    Colours tell runs apart, or the lines of a single run.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # a `$` in a name is a `$`
-    shown = [
-        title
-        for title, patterns in PANELS.items()
-        if any(
-            run.accuracies if title == HELD_OUT else matching(run.rows, patterns) for run in runs
-        )
-    ]
-    height = math.ceil(len(shown) / 3)
-    figure = Figure(figsize=(13, 3.3 * height), layout="constrained")
-    axes = figure.subplots(height, 3, squeeze=False)
+    panels = {title: list(_lines(title, runs)) for title in PANELS}
+    shown = [title for title in PANELS if panels[title] or (title == HELD_OUT and _any(runs))]
+    rows = math.ceil(len(shown) / columns)
+    longest = max(len(lines) for lines in panels.values())
+    legend = LEGEND_LINE * longest if longest > LEGEND_INSIDE else 0
+    size = PANEL[0] * columns, PANEL[1] * rows + legend
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, title in zip(axes.flat, shown, strict=False):
-        _draw_panel(axis, title, runs)
+        if title == HELD_OUT:
+            _draw_accuracies(axis, runs)
+        else:
+            _draw_panel(axis, title, panels[title])
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     figure.suptitle(", ".join(run.name for run in runs))
     return figure
 
 
-def _draw_panel(axis: Axes, title: str, runs: list[Run]) -> None:
-    keys = matching([row for run in runs for row in run.rows], PANELS[title])
+def _any(runs: list[Run]) -> bool:
+    return any(run.accuracies for run in runs)
+
+
+def _lines(title: str, runs: list[Run]) -> Iterator[Line]:
+    """Give a panel's lines; a metric has one style in all runs, whichever a run logged first."""
+    keys = matching((row for run in runs for row in run.rows), PANELS[title])
+    alone = len(runs) == 1
     for number, run in enumerate(runs):
-        if title == HELD_OUT:
-            _draw_accuracies(axis, run, f"C{number}", run.name if len(runs) > 1 else None)
-        for place, key in enumerate(keys):  # one metric has one style in all runs
+        for place, key in enumerate(keys):
             points = [(row["step"], row[key]) for row in run.rows if row.get(key) is not None]
             if not points:
                 continue
             steps, values = zip(*points, strict=True)
-            colour = f"C{number if len(runs) > 1 else place}"
-            style = LINE_STYLES[place % len(LINE_STYLES)] if len(runs) > 1 else "-"
-            label = " ".join(filter(None, (run.name if len(runs) > 1 else "", _part(key)))) or None
-            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smooth(list(values)), color=colour, linestyle=style, label=label)
-    axis.set_title(title, fontsize="medium")
-    axis.set_xlabel("step")
-    axis.grid(alpha=0.3)
-    if title.startswith("Share") or title == HELD_OUT:
-        axis.set_ylim(-0.02, 1.02)
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize="small")
+            colour = place if alone else number
+            style = place // COLOURS if alone else place
+            name = " ".join(filter(None, ("" if alone else run.name, _part(key))))
+            looks = f"C{colour % COLOURS}", LINE_STYLES[style % len(LINE_STYLES)]
+            yield Line(name, *looks, list(steps), list(values))
 
 
 def _part(key: str) -> str:
-    """What tells a metric from the others of its panel: the name of a reward, or right and wrong."""
+    """Give what tells a metric from its panel's others: a reward's name, or right and wrong."""
     if key.startswith("rewards/"):
         return key.split("/")[1]
     return key.rpartition("_")[2] if key.startswith("completions/mean_length_") else ""
 
 
-def _draw_accuracies(axis: Axes, run: Run, colour: str, label: str | None) -> None:
-    if not run.accuracies:
-        return
-    steps, values, low, high = zip(*run.accuracies, strict=True)
-    spread = [
-        [value - bound for value, bound in zip(values, low, strict=True)],
-        [bound - value for value, bound in zip(values, high, strict=True)],
-    ]
-    axis.errorbar(
-        steps, values, yerr=spread, color=colour, fmt="o:", markersize=4, capsize=3, label=label
-    )
+def _draw_panel(axis: Axes, title: str, lines: list[Line]) -> None:
+    for line in lines:
+        finite = [value if math.isfinite(value) else math.nan for value in line.values]
+        axis.plot(line.steps, finite, color=line.colour, alpha=0.25, linewidth=0.8)
+        smoothed = smooth(line.values)
+        axis.plot(line.steps, smoothed, color=line.colour, linestyle=line.style, label=line.label)
+    if title.startswith("Share"):
+        axis.set_ylim(-0.02, 1.02)
+    _finish(axis, title)
+
+
+def _draw_accuracies(axis: Axes, runs: list[Run]) -> None:
+    """Draw accuracies with their intervals, a line for each run and the data that it was asked."""
+    series: dict[tuple[int, str], list[Accuracy]] = {}
+    for number, run in enumerate(runs):
+        for accuracy in run.accuracies:
+            series.setdefault((number, accuracy.data), []).append(accuracy)
+    for (number, data), found in series.items():
+        steps, values = [each.step for each in found], [each.value for each in found]
+        below = [each.value - each.low for each in found]
+        above = [each.high - each.value for each in found]
+        name = data if len(runs) == 1 else f"{runs[number].name} {data}"
+        bars = axis.errorbar(steps, values, [below, above], fmt="o:", markersize=4, capsize=3)
+        bars.set_label(name)
+    axis.set_ylim(-0.02, 1.02)
+    held_out = all(TRAINED not in data for _, data in series)
+    _finish(axis, HELD_OUT if held_out else "Accuracy, 95% interval")
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize="medium")
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    names = axis.get_legend_handles_labels()[1]
+    if len(names) > LEGEND_INSIDE:
+        columns = 2 if max(map(len, names)) <= LEGEND_NAME else 1
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+        axis.legend(fontsize="x-small", ncols=columns, **below)
+    elif names:
+        axis.legend(fontsize="small")
 
 
 def render(figure: Figure, form: str) -> bytes:
-    """The figure as the bytes of a "png" or an "svg" file, the same for the same figure."""
+    """Give the figure as the bytes of a "png" or an "svg" file, the same for the same figure."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "grpo_math"
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=100, metadata={"Date": None} if form == "svg" else None)
+    metadata = {"Date": None} if form == "svg" else None
+    figure.savefig(buffer, format=form, dpi=100, metadata=metadata)
     return buffer.getvalue()

@@ -18,10 +18,17 @@
 
   const WORDS = { right: ["right", "yes"], form: ["right, wrong form", "half"], wrong: ["wrong", "no"], "": ["", ""] };
 
+  const LABELS = ["step", "", "reward", "tokens", "", "answer", "right answer"];
+
   function element(tag, content, className) {
     const made = document.createElement(tag);
     made.textContent = content ?? "";
     if (className) made.className = className;
+    return made;
+  }
+
+  function labelled(made, label) {
+    if (label) made.dataset.label = label; // shown by narrow pages, which have no table head
     return made;
   }
 
@@ -62,8 +69,8 @@
     const line = element("summary", "", "line");
     const [word, colour] = WORDS[verdict(i)];
     const reward = data.reward[i].toFixed(2);
-    line.append(element("span", data.step[i]), element("span", word, colour), element("span", reward));
-    for (const cell of [data.tokens[i], question(i), data.answer[i], data.gold[i]]) line.append(element("span", cell));
+    const cells = [data.step[i], word, reward, data.tokens[i], question(i), data.answer[i], data.gold[i]];
+    cells.forEach((cell, k) => line.append(labelled(element("span", cell, k === 1 ? colour : ""), LABELS[k])));
     made.append(line);
     line.addEventListener("click", () => made.append(body(i)), { once: true }); // Enter and space click, too
     return made;

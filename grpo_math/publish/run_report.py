@@ -1,8 +1,9 @@
-"""`report.html` of a run: curves, settings, accuracies and saved completions in one file, without server or network.
+"""`report.html` of a run: curves, settings, accuracies and saved completions in one file.
 
-Whatever a model wrote is data here. It lies in the page as JSON in which no character can end the element it stands in,
-and `run_report.js` shows it as text alone. Should both fail, the page's Content-Security-Policy lets no script run but
-that one, told by its hash, and nothing be loaded from anywhere.
+It needs neither server nor network. Whatever a model wrote is data here. It lies in the page as
+JSON in which no character can end the element it stands in, and `run_report.js` shows it as text
+alone. Should both fail, the page's Content-Security-Policy lets no script run but that one, told by
+its hash, and nothing be loaded from anywhere.
 """
 
 from __future__ import annotations
@@ -13,43 +14,35 @@ import html
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.comparison import compare, load_evaluations
 from grpo_math.evaluation.reporting import percent
 from grpo_math.files import write_text_atomic
 from grpo_math.publish.curves import Run, draw, render
-from grpo_math.rewards.completion import completion_text
+from grpo_math.publish.measured import Measured, Place, shown_data
+from grpo_math.rewards.completion import Text, completion_text
 from grpo_math.run_folder import RunRecord, read_record
 
 REPORT = "report.html"
-RECORDED = {
-    "question",
-    "gold",
-    "tokens",
-    "answer",
-    "extracted",
-    "strict",
-    "lenient",
-}  # by rewards.record_verdicts
-NOT_REWARDS = RECORDED | {
-    "step",
-    "prompt",
-    "completion",
-    "advantage",
-}  # among the columns of TRL's completions table
+# Columns of TRL's completions table that are no rewards: TRL's own and what the rewards record.
+NOT_REWARDS = {"step", "prompt", "completion", "advantage", "question", "gold", "tokens"}
+NOT_REWARDS |= {"answer", "extracted", "strict", "lenient"}
+COPIED = ("step", "gold", "lenient", "tokens")  # of those, the ones that the page shows as they are
 PAGE = Path(__file__).with_suffix(".html")
 SCRIPT = Path(__file__).with_suffix(".js")
 
+_BREAKS = re.compile(r"([/_])(?=\w)")  # where the name of a file may go on in the next line
+Saved = Mapping[str, object]  # a row of TRL's completions table
+
 
 def write_report(
-    folder: Path, run: Run, evaluations: dict[Path, dict[str, Any]], limit: int
+    folder: Path, run: Run, evaluations: Iterable[tuple[Measured, Place]], limit: int
 ) -> Path:
-    """Write the report of the run in `folder` and return its path.
-
-    `evaluations` are the contents of `evals/NAME.json` by path, `limit` is how many completions the page may hold.
+    """Write the report of the run in `folder`, with at most `limit` completions; give its path.
 
     Raises:
         UsageError: `run.json` cannot be read, or the report cannot be written.
@@ -58,11 +51,12 @@ def write_report(
     table, note = completions_table(folder, record, limit)
     script = SCRIPT.read_text(encoding="utf-8")
     parts = {
-        "SCRIPT_HASH": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "SCRIPT_HASH": _base64(hashlib.sha256(script.encode()).digest()),
         "TITLE": html.escape(run.name),
         "SUMMARY": html.escape(_summary(run)),
-        "CURVES": base64.b64encode(render(draw([run]), "svg")).decode(),
-        "ACCURACIES": _accuracies(evaluations),
+        "CURVES": _base64(render(draw([run]), "svg")),
+        "NARROW": _base64(render(draw([run], columns=1), "svg")),
+        "ACCURACIES": _accuracies(list(evaluations), record or {}),
         "SETTINGS": _settings(record),
         "NOTE": html.escape(note),
         "DATA": embedded(table),
@@ -73,50 +67,51 @@ def write_report(
     return folder / REPORT
 
 
-def embedded(value: Any) -> str:
-    """JSON for the inside of an HTML script element: ASCII without <, > and &, so that nothing in it can end that."""
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def embedded(value: object) -> str:
+    """Give JSON for the inside of an HTML script element: ASCII without <, > and &."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def completions_table(
     folder: Path, record: RunRecord | None, limit: int
-) -> tuple[dict[str, Any], str]:
-    """Saved completions by column, and a sentence on which of them they are.
+) -> tuple[dict[str, list], str]:
+    """Give saved completions by column, and a sentence on which of them they are.
 
-    Of each step the first ones are taken, as many as make `limit` in all, so that the answers to one question stay
-    together; with more steps than that, of evenly spaced steps one each.
+    Of each step the first ones are taken, as many as make `limit` in all, so that the answers to
+    one question stay together; with more steps than that, of evenly spaced steps one each.
     """
     steps = sorted((folder / "completions").glob("completions_*.parquet"))
     if not steps or not limit:
-        return _columns(
-            [], None
-        ), "No completions: none were saved (--log_completions true), or none were asked for."
+        none = "No completions: none were saved (--log_completions true), or none were asked for."
+        return _columns([], record), none
     chosen = steps[:: math.ceil(len(steps) / limit)]
-    rows, total, unread = [], 0, 0
+    rows: list[Saved] = []
+    total, unread = 0, 0
     for path in chosen:
         try:
             first, saved = _read_step(path, limit // len(chosen))
-        except (
-            OSError,
-            ValueError,
-        ):  # pyarrow's errors are ValueErrors; a file cut off when the run was killed
+        except (OSError, ValueError):  # pyarrow's are ValueErrors; a run that was killed cut it off
             unread += 1
             continue
         total += saved
         rows += first
-    arguments = (record or {}).get("arguments", {})
-    note = f"{len(rows):,} of {total:,} completions from {len(chosen) - unread:,} of {len(steps):,} saved steps"
+    read = len(chosen) - unread
+    note = f"{len(rows):,} of {total:,} completions from {read:,} of {len(steps):,} saved steps"
     note += ", the first of each step." if len(rows) < total else "."
     if unread:
         note += f" {unread} files could not be read and are left out."
     if record is None:
         note += " There is no run.json, so rewards are added up without weights."
-    return _columns(rows, arguments.get("reward_weights")), note
+    return _columns(rows, record), note
 
 
-def _read_step(path: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """The first rows of a step's file, and how many there are in it."""
+def _read_step(path: Path, limit: int) -> tuple[list[Saved], int]:
+    """Give the first rows of a step's file, and how many there are in it."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -124,119 +119,120 @@ def _read_step(path: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
         return batch.to_pylist() if batch else [], file.metadata.num_rows
 
 
-def _columns(rows: list[dict[str, Any]], weights: list[float] | None) -> dict[str, Any]:
-    """The rows of TRL's completions table as the page's script wants them: each question's text once, and no NaN."""
-    names = [name for name in (rows[0] if rows else {}) if name not in NOT_REWARDS]
-    if weights is None or len(weights) != len(names):
-        weights = [1.0] * len(names)
+def _columns(rows: Sequence[Saved], record: RunRecord | None) -> dict[str, list]:
+    """Give the rows by column, as the page's script wants them: each question once, and no NaN."""
+    names, weights = _rewards(rows, record or {})
+    table: dict[str, list] = {name: [row.get(name) for row in rows] for name in COPIED}
+    more = ("question", "completion", "answer", "strict", "reward", "parts", "advantage")
+    table |= {name: [] for name in more}
     questions: dict[str, int] = {}
     for row in rows:
-        row["parts"] = [_finite(row.get(name)) for name in names]
-        row["reward"] = sum(
-            w * part for w, part in zip(weights, row["parts"], strict=True) if part is not None
-        )
-        row["question"] = questions.setdefault(
-            row.get("question") or _asked(row["prompt"]), len(questions)
-        )
-        row["completion"] = completion_text(row["completion"])
-        row["answer"] = row.get("extracted", row.get("answer"))
-        row["strict"] = row.get("strict", row.get("accuracy"))
-        row["advantage"] = _finite(row.get("advantage"))
-    fields = (
-        "step",
-        "question",
-        "gold",
-        "completion",
-        "answer",
-        "strict",
-        "lenient",
-        "tokens",
-        "reward",
-        "parts",
-    )
-    table = {name: [row.get(name) for row in rows] for name in (*fields, "advantage")}
+        question = str(row.get("question") or _asked(row["prompt"]))
+        parts = [_finite(row.get(name)) for name in names]
+        weighted = [weight * (part or 0) for weight, part in zip(weights, parts, strict=True)]
+        table["question"].append(questions.setdefault(question, len(questions)))
+        table["completion"].append(completion_text(cast(Text, row["completion"])))
+        table["answer"].append(row.get("extracted", row.get("answer")))  # its name in older runs
+        table["strict"].append(row.get("strict", row.get("accuracy")))
+        table["reward"].append(sum(weighted))
+        table["parts"].append(parts)
+        table["advantage"].append(_finite(row.get("advantage")))
     return {**table, "questions": list(questions), "names": names}
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(float(value), 6)
+def _rewards(rows: Sequence[Saved], record: RunRecord) -> tuple[list[str], list[float]]:
+    """Give the columns that are rewards, and their weights.
+
+    TRL puts what a reward function logs beside its reward behind the rewards.
+    """
+    names = [name for name in (rows[0] if rows else {}) if name not in NOT_REWARDS]
+    if "reward_funcs" in record:
+        names = names[: len(record["reward_funcs"])]
+    weights = record.get("arguments", {}).get("reward_weights")
+    if weights is None or len(weights) != len(names):
+        weights = [1.0] * len(names)
+    return names, weights
 
 
-def _asked(prompt: str | list[dict[str, str]]) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+def _finite(value: object) -> float | None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return round(float(value), 6)
+
+
+def _asked(prompt: object) -> object:
+    return prompt[-1]["content"] if isinstance(prompt, list) else prompt
 
 
 def _summary(run: Run) -> str:
     first, last = run.rows[0], run.rows[-1]
-    words = [
-        f"{last['step']:,} steps",
-        f"reward {first['reward']:.3f} at first, {last['reward']:.3f} at last",
-    ]
-    if last.get("num_tokens"):
-        words.append(f"{last['num_tokens']:,.0f} tokens")
+    words = [f"{run.length():,} steps"]
+    if first["reward"] is not None and last["reward"] is not None:
+        words.append(f"reward {first['reward']:.3f} at first, {last['reward']:.3f} at last")
+    if tokens := last.get("num_tokens"):
+        words.append(f"{tokens:,.0f} tokens")
     return ", ".join(words)
 
 
-def _accuracies(evaluations: dict[Path, dict[str, Any]]) -> str:
-    """The evaluations as a table, and each after the first compared with it where their completions are at hand."""
+def _accuracies(evaluations: Sequence[tuple[Measured, Place]], record: RunRecord) -> str:
+    """Give the evaluations as a table, and the first compared with the others where it can be."""
     if not evaluations:
         return "<p>None given: plot_training.py RUN --evals evals/BEFORE.json evals/AFTER.json</p>"
-    rows = [["evaluation", "model", "questions", "strict", "lenient", "cut at the limit"]]
-    for path, info in evaluations.items():
-        results, settings = info["results"], info["settings"]
-        accuracies = [percent(results["strict"]), percent(results["lenient"])]
-        rows.append(
-            [
-                path.stem,
-                settings["model"],
-                results["questions"],
-                *accuracies,
-                f"{results['truncated']:.1%}",
-            ]
-        )
-    return _table(rows, header=True) + "".join(
-        f"<p>{html.escape(line)}</p>" for line in _verdicts(list(evaluations))
-    )
+    head = ["evaluation", "model", "data", "questions", "strict", "lenient", "cut at the limit"]
+    rows: list[list[object]] = []
+    for measured, place in evaluations:
+        model, data = f"{measured.model} ({place.words})", shown_data(measured, record)
+        accuracies = percent(measured.strict), percent(measured.lenient)
+        cut = f"{measured.truncated:.1%}"
+        rows.append([measured.path.stem, model, data, measured.questions, *accuracies, cut])
+    verdicts = _verdicts([measured for measured, _ in evaluations])
+    return _table(rows, head) + "".join(f"<p>{html.escape(line)}</p>" for line in verdicts)
 
 
-def _verdicts(paths: list[Path]) -> list[str]:
-    files = [path.with_suffix(".jsonl") for path in paths]
-    if not all(path.is_file() for path in files):
-        return []
-    try:
-        first, *others = load_evaluations(files)
-        return [compare(first, other).verdict() for other in others]
-    except UsageError as error:
-        return [f"Not compared: {error}"]
+def _verdicts(evaluations: list[Measured]) -> Iterator[str]:
+    """Compare each evaluation with the first of the same data, where completions are at hand."""
+    firsts: dict[str, Path] = {}
+    for measured in evaluations:
+        rows = measured.path.with_suffix(".jsonl")
+        if not rows.is_file():
+            continue
+        first = firsts.setdefault(measured.data, rows)
+        if first == rows:
+            continue
+        try:
+            before, after = load_evaluations([first, rows])
+            yield compare(before, after).verdict()
+        except UsageError as error:
+            yield f"Not compared: {error}"
 
 
 def _settings(record: RunRecord | None) -> str:
     if record is None:
         return "<p>The run's folder has no run.json.</p>"
-    own = {name: value for name, value in record.items() if name != "arguments"}
-    arguments = sorted(record.get("arguments", {}).items())
-    return (
-        _table([[name, _plain(value)] for name, value in own.items()])
-        + f"<details><summary>All {len(arguments)} arguments of the trainer</summary>"
-        + _table([[name, _plain(value)] for name, value in arguments])
-        + "</details>"
-    )
+    own = [[name, _plain(value)] for name, value in record.items() if name != "arguments"]
+    arguments = [[name, _plain(value)] for name, value in sorted(record["arguments"].items())]
+    summary = f"<summary>All {len(arguments)} arguments of the trainer</summary>"
+    return f"{_table(own)}<details>{summary}{_table(arguments)}</details>"
 
 
-def _plain(value: Any) -> str:
-    """A setting for reading: lists and objects without brackets and quotes."""
+def _plain(value: object) -> str:
+    """Give a setting for reading: lists and objects without brackets and quotes."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
-def _table(rows: list[list[Any]], header: bool = False) -> str:
-    def line(cells: list[Any], tag: str) -> str:
-        return (
-            "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-        )
+def _table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
+    """Give an HTML table, of names and values without a head; narrow pages show a row as a card."""
+    lines = [_row(cells, head) for cells in rows]
+    if not head:
+        return f'<table class="settings">{"".join(lines)}</table>'
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f"<table><thead><tr>{names}</tr></thead>{''.join(lines)}</table>"
 
-    lines = [
-        line(cells, "th" if header and not place else "td") for place, cells in enumerate(rows)
-    ]
-    return f"<table>{''.join(lines)}</table>"
+
+def _row(cells: Sequence[object], head: Sequence[str]) -> str:
+    labels = [f' data-label="{html.escape(name)}"' for name in head] or [""] * len(cells)
+    shown = [_BREAKS.sub(r"\1<wbr>", html.escape(str(cell))) for cell in cells]
+    made = [f"<td{label}>{cell}</td>" for label, cell in zip(labels, shown, strict=True)]
+    return f"<tr>{''.join(made)}</tr>"
