@@ -62,7 +62,7 @@ def convert(place: str, raw: RawRow) -> RawRow:
     answer = latex_answer(given)
     if answer is None:
         raise UsageError(
-            f"{place}: no field 'answer' and no \\boxed{{}} in 'solution' holds an answer"
+            f"{place}: no answer: neither a field 'answer' nor a \\boxed{{}} in 'solution' has one"
         )
     level = re.search(r"\d", str(raw.get("level", "")))
     return {

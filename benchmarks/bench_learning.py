@@ -34,7 +34,8 @@ KINDS = {
 
 def build_args(kind: str, seed: int) -> tuple[Any, list[str]]:
     """TRL's arguments of a run, and the names of its rewards."""
-    from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments
+    from grpo_math.launch.arguments import parse_options, parse_trl_arguments
+    from grpo_math.launch.settle import Facts, settle_arguments
 
     options = parse_options(["--config", str(ROOT / "recipes/starter_arithmetic.yaml")], "")
     if kind == "defaults":  # all but what the task asks for, and the size of a step
@@ -71,7 +72,7 @@ def build_args(kind: str, seed: int) -> tuple[Any, list[str]]:
     }.items():
         setattr(arguments, name, value)
     arguments.log_completions = False
-    args, _ = build_configs(arguments)
+    args, _ = settle_arguments(options, arguments, Facts())
     args.disable_tqdm = True
     return args, options.reward_funcs
 

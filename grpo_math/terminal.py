@@ -25,3 +25,9 @@ def printable(text: str) -> str:
 def is_main_process() -> bool:
     """Whether this process is the one of its launch that prints and reports."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """Print a line on the main process of a launch."""
+    if is_main_process():
+        print(line, flush=True)

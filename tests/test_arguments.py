@@ -101,7 +101,7 @@ def test_one_weight_per_reward():
         ([STARTER, "--lerning_rate", "1"], "did you mean 'learning_rate'?", 60),
         ([STARTER, "--learning_rate", "fast"], "invalid float value: 'fast'", 60),
         ([STARTER, "--config", "typo.yaml"], "unknown key 'max_stps': did you mean 'max_steps'?", 60),
-        ([STARTER, "--max_completion_length", "4000"], "lower --max_completion_length 4000", 60),
+        ([STARTER, "--max_completion_length", "4000"], "--max_completion_length 4000: the longest prompt has", 60),
         (["./nowhere"], "./nowhere: no such folder", 60),
         (["nobody/nothing"], "nobody/nothing: this model cannot be loaded (there is no such folder here", 60),
         (["--learning_rate", "1", STARTER], "no model: python train_grpo.py MODEL", 60),

@@ -224,7 +224,7 @@ CASES = [
     ([*TRAIN, "--output_dir", "train.jsonl"], "train.jsonl"),
     ([*TRAIN, "--output_dir", "/proc/run"], "/proc/run"),
     ([*TRAIN, "--resume"], "--resume: run holds no complete checkpoint"),
-    ([*TRAIN, "--max_completion_length", 4000], "lower --max_completion_length 4000"),
+    ([*TRAIN, "--max_completion_length", 4000], "--max_completion_length 4000: the longest prompt has"),
     ([*TRAIN, "--dtype", "float99"], "float99"),
     ([*TRAIN, "--bf16", "perhaps"], "--bf16"),
     ([*TRAIN, "--load_in_4bit", "true"], "--load_in_4bit"),

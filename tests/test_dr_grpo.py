@@ -12,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 from grpo_math.data.prompts import build_prompt, get_style
-from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments
+from grpo_math.launch.settle import Facts, settle_arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import STARTER
@@ -45,7 +46,7 @@ def trls(folder, accumulation, *more):
     arguments += f"--gradient_accumulation_steps {accumulation} --num_generations {GROUP} --report_to none "
     arguments += f"--max_completion_length {CAP} --gradient_checkpointing false --dataloader_pin_memory false"
     options = parse_options(["m", *arguments.split(), *more], "")
-    args, _ = build_configs(parse_trl_arguments(options, {}))
+    args, _ = settle_arguments(options, parse_trl_arguments(options, {}), Facts())
     kept = []
 
     class Recorder(GRPOTrainer):

@@ -12,9 +12,10 @@ from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import STYLES, Asking, build_prompt
 from grpo_math.generation.backend import Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
-from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.processes import machine_defaults
 from grpo_math.launch.resume import differences
+from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.models.loading import Loading, load_tokenizer
 from grpo_math.models.source import resolve_model
 from grpo_math.run_folder import build_record, read_record
@@ -119,13 +120,12 @@ def test_the_card_says_what_was_measured_and_how_to_do_it_again(work):
     assert (python, name) == ("python", "train_grpo.py")
     options = parse_options(argv, "")
     assert (options.model, options.task, options.prompt) == ("starter_model", "arithmetic", "answer_tag")
-    trl_args = parse_trl_arguments(options, machine_defaults()[0])
-    trl_args.model_name_or_path, trl_args.output_dir = options.model, "x"
-    set_advantage(options, trl_args)
-    args, model_args = build_configs(trl_args)
+    given = parse_trl_arguments(options, machine_defaults()[0])
+    args, model_args = settle_arguments(options, given, Facts(name="x", path=options.model))
     record = read_record(work / "outputs/lora/checkpoint-final")
     own = {key: record[key] for key in ("model", "task", "prompt", "chat", "train_data")}
     rebuilt = build_record(args, model_args, {**own, "reward_funcs": options.reward_funcs})
+    rebuilt["arguments"]["model_init_kwargs"] = given.model_init_kwargs
     assert differences(record, rebuilt) == []
 
 

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from grpo_math.launch.arguments import build_configs, parse_options, parse_trl_arguments, set_advantage
-from grpo_math.launch.checks import check_weights, conflicts, plan_batches
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments
+from grpo_math.launch.checks import check_arguments
 from grpo_math.launch.processes import machine_defaults
+from grpo_math.launch.settle import Facts, settle_arguments
 
 from conftest import ROOT
 
@@ -78,11 +79,8 @@ def test_the_settings_for_a_gpu_are_accepted():
     exec(cell.source.partition("\n!")[0], names)
     options = parse_options(["Qwen/Qwen2.5-0.5B-Instruct", *shlex.split(names["SETTINGS"])], "")
     arguments = parse_trl_arguments(options, machine_defaults()[0])
-    set_advantage(options, arguments)
-    assert not conflicts(arguments)
-    check_weights(arguments.reward_weights, options.reward_funcs)
-    plan = plan_batches(arguments, rows=7473)
-    args, model_args = build_configs(arguments)
+    plan = check_arguments(arguments, options.reward_funcs, rows=7473)
+    args, model_args = settle_arguments(options, arguments, Facts())
     assert (plan.questions_per_generation, plan.steps) == (4, 150)
     assert model_args.use_peft and args.max_completion_length == 400
 

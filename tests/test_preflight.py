@@ -8,6 +8,7 @@ from grpo_math.launch.checks import conflicts, steps_between_generations
 from conftest import STARTER, script, write_jsonl
 
 PEFT = "--use_peft true"
+FSDP1 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
@@ -30,7 +31,9 @@ def found(flags):
         ("--load_in_4bit true", {}, "quantised weights cannot be trained; add --use_peft true"),
         (f"--load_in_4bit true {PEFT}", FSDP2, "quantised LoRA does not work when fsdp2 spreads the weights"),
         (f"--load_in_8bit true {PEFT}", ZERO3, "quantised LoRA does not work when zero3 spreads the weights"),
-        (f"--load_in_8bit true {PEFT} --use_vllm true", {}, "--load_in_8bit: vLLM cannot load it"),
+        (f"--load_in_8bit true {PEFT} --use_vllm true", {}, "use --use_vllm false, or --dtype bfloat16"),
+        (f"--load_in_4bit true {PEFT} --use_vllm true", {}, "use --use_vllm false, or --dtype bfloat16"),
+        (f"{PEFT} --use_vllm true", FSDP1, "FSDP 1 cannot give it the merged weights"),
         ("--use_vllm true --vllm_tensor_parallel_size 2", {"WORLD_SIZE": "3"}, "does not divide the 3 processes"),
         ("--vllm_enable_sleep_mode true", {}, "--vllm_enable_sleep_mode: only for vLLM on the training GPUs"),
         ("--use_vllm true --vllm_mode server", {}, "over NCCL, which needs GPUs"),
@@ -54,7 +57,8 @@ def test_what_cannot_work_is_named(monkeypatch, installed, flags, environment, w
     ("flags", "environment"),
     [
         ("", {}),
-        (f"--load_in_4bit true {PEFT} --use_vllm true", {"WORLD_SIZE": "2"}),
+        (f"--load_in_4bit true {PEFT}", {"WORLD_SIZE": "2"}),
+        (f"{PEFT} --use_vllm true", FSDP2),
         (PEFT, FSDP2),
         ("--use_vllm true --vllm_enable_sleep_mode true", ZERO3),
         ("--use_vllm true --top_k 20 --vllm_importance_sampling_correction false", {}),

@@ -197,6 +197,32 @@ def test_prepare_gsm8k_from_a_copy_of_the_hubs_repository(tmp_path):
     assert [row["answer"] for row in load_rows(tmp_path / "data/gsm8k/train.jsonl")] == ["1234", "1.5", "-2"]
 
 
+def saved(layout, folder):
+    """GSM_ROWS as one of the layouts that people have them in; what --source is then."""
+    from datasets import Dataset, DatasetDict
+
+    table = Dataset.from_list(GSM_ROWS)
+    if layout == "save_to_disk":
+        DatasetDict({"train": table, "test": table}).save_to_disk(folder / "saved")
+        return "saved"
+    (folder / "main").mkdir()
+    if layout == "main alone":
+        for split in ("train", "test"):
+            table.to_parquet(folder / f"main/{split}-00000-of-00001.parquet")
+        return "./main"
+    path = folder / f"main/train.{layout}"
+    (table.to_csv if layout == "csv" else table.to_parquet)(path)
+    return f"main/train.{layout}"
+
+
+@pytest.mark.parametrize("layout", ["parquet", "csv", "save_to_disk", "main alone"])
+def test_prepare_gsm8k_from_tables(tmp_path, layout):
+    source = saved(layout, tmp_path)
+    done = script(["prepare_gsm8k.py", "--source", source], tmp_path, HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    assert [row["answer"] for row in load_rows(tmp_path / "data/gsm8k/train.jsonl")] == ["1234", "1.5", "-2"]
+
+
 def test_prepare_arithmetic_makes_the_sums_it_always_made(tmp_path):
     """The starter model was made with these test questions held out, and published numbers are about them."""
     done = script(["prepare_arithmetic.py"], tmp_path)

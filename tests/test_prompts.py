@@ -8,7 +8,7 @@ import torch
 from grpo_math.data.prompts import STYLES, Asking, asks_in_chat, build_prompt, stop_strings, takes_system_role
 from grpo_math.errors import UsageError
 from grpo_math.grading.graders import grade_number
-from grpo_math.launch.checks import stop_arguments
+from grpo_math.launch.settle import stop_arguments
 from grpo_math.rewards.completion import Sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -129,9 +129,8 @@ def test_wandb_when_asked_or_logged_in_and_never_a_prompt(nowhere, monkeypatch, 
         (nowhere / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
         (nowhere / ".netrc").chmod(0o600)
     assert wandb_login() is login
-    args = arguments(report_to=given)
-    choose_trackers(args, chosen, print)
-    assert args.report_to == report_to and os.environ.get("WANDB_MODE") == mode
+    assert choose_trackers(arguments(report_to=given), chosen, print) == report_to
+    assert os.environ.get("WANDB_MODE") == mode
 
 
 def test_wandb_stays_offline_where_its_server_is_silent(nowhere, monkeypatch):

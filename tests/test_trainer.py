@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 import torch
 from grpo_math.errors import UsageError
-from grpo_math.launch.arguments import parse_options, parse_trl_arguments, set_advantage
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments
+from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.training.micro_batches import LOSS_TYPES, loss_mask, micro_batches, removable_padding, repack
 from grpo_math.training.shared_prompts import log_probs, why_not_shared
 from grpo_math.training.trainer import MathGRPOTrainer
@@ -114,8 +115,7 @@ def grpo_clip(logps, old, reward, group):
 def test_losses_of_the_course_work(formula, flags, steps, skip, tmp_path):
     """Mean over a completion's tokens, then over completions; `grpo_clip` in its second, off-policy step, too."""
     options = parse_options(["m", *flags.split()], "")
-    arguments = parse_trl_arguments(options, {})
-    set_advantage(options, arguments)
+    arguments, _ = settle_arguments(options, parse_trl_arguments(options, {"bf16": False}), Facts())
     chosen = {name: getattr(arguments, name) for name in ("loss_type", "scale_rewards", "num_iterations", "epsilon")}
     more = {"baseline": options.advantage != "no_baseline", "skip_zero_advantage": skip, "learning_rate": 0.05}
     shape = {"per_device_train_batch_size": 8, "max_steps": steps}
@@ -158,7 +158,7 @@ def test_losses_of_the_course_work(formula, flags, steps, skip, tmp_path):
 def test_advantages_that_contradict_are_refused(flags, message):
     with pytest.raises(UsageError, match=message):
         options = parse_options(["m", *flags.split()], "")
-        set_advantage(options, parse_trl_arguments(options, {}))
+        settle_arguments(options, parse_trl_arguments(options, {}), Facts())
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,12 @@ def _library_splits(
 ) -> dict[str, list[Placed]]:
     """Read what the package `datasets` reads: the Hub's, a copy of it, or one saved to disk."""
     folder = Path(source)
-    if not folder.is_dir():
-        loaded = _load(source, source, config)
-    elif (folder / "dataset_dict.json").is_file():
+    if (folder / "dataset_dict.json").is_file():
         loaded = _load(source, None)
-    else:  # a copy of the Hub's repository, where `config` is a folder, or that folder alone
-        inside = folder / (config or "")
-        loaded = _load(source, str(inside if inside.is_dir() else folder))
+    elif folder.is_dir() and not (folder / "README.md").is_file():
+        loaded = _load(source, source)  # bare files, without the card that names configurations
+    else:
+        loaded = _load(source, source, config)
     missing = [split for split in wanted if split not in loaded]
     if missing:
         raise UsageError(f"--source {source}: no split {missing[0]!r}, only {', '.join(loaded)}")

@@ -124,8 +124,13 @@ def conflicts(arguments: argparse.Namespace) -> list[str]:
             f"--load_in_4bit/8bit: quantised LoRA does not work when {spread} spreads the weights; use ddp or zero2",
         ),
         (
-            a.load_in_8bit and colocated,
-            "--load_in_8bit: vLLM cannot load it; use --load_in_4bit or --use_vllm false",
+            quantized and a.use_vllm,
+            "--load_in_4bit/8bit: the adapter cannot be added to quantised weights for vLLM without changing them; "
+            "use --use_vllm false, or --dtype bfloat16 instead",
+        ),
+        (
+            a.use_peft and a.use_vllm and spread == "fsdp1",
+            "--use_peft with vLLM: FSDP 1 cannot give it the merged weights; use accelerate_configs/fsdp2.yaml",
         ),
         (
             colocated and launched_processes() % a.vllm_tensor_parallel_size,
@@ -209,24 +214,17 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def stop_arguments(stop: tuple[str, ...], arguments: Any) -> dict[str, Any] | None:
-    """TRL's `generation_kwargs` that end a completion at any string of `stop`; what the user gives there wins.
+def check_arguments(arguments: argparse.Namespace, rewards: list[str], rows: int) -> BatchPlan:
+    """Check all that can be checked before the model is read, and plan the batches.
 
     Raises:
-        UsageError: completions are generated in a way that has no stop strings.
+        UsageError: something cannot work; of combinations of flags, all that cannot are named.
     """
-    if not stop:
-        return arguments.generation_kwargs
-    if arguments.use_transformers_continuous_batching:
-        raise UsageError(
-            "--use_transformers_continuous_batching: has no stop strings, which plain-text prompts need; leave it out"
-        )
-    ours = (
-        {"stop": list(stop), "include_stop_str_in_output": True}
-        if arguments.use_vllm
-        else {"stop_strings": list(stop)}
-    )
-    return {**ours, **(arguments.generation_kwargs or {})}
+    check_weights(arguments.reward_weights, rewards)
+    batches = plan_batches(arguments, rows)
+    if found := conflicts(arguments):
+        raise UsageError("\nerror: ".join(found))
+    return batches
 
 
 def check_weights(weights: list[float] | None, rewards: list[str]) -> None:
@@ -234,13 +232,4 @@ def check_weights(weights: list[float] | None, rewards: list[str]) -> None:
     if weights is not None and len(weights) != len(rewards):
         raise UsageError(
             f"--reward_weights: {len(weights)} values for {len(rewards)} rewards ({' '.join(rewards)}); give one each"
-        )
-
-
-def check_context(longest_prompt: int, max_completion_length: int, context: int | None) -> None:
-    """The longest prompt and the longest completion must fit into the model's context, all counted in tokens."""
-    if context is not None and longest_prompt + max_completion_length > context:
-        raise UsageError(
-            f"the longest prompt has {longest_prompt} tokens, which leaves {max(0, context - longest_prompt)} of the "
-            f"model's {context} for the completion: lower --max_completion_length {max_completion_length}"
         )

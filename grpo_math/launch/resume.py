@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,6 @@ from grpo_math.run_folder import (
     IDENTITY,
     RECORD,
     RunRecord,
-    build_record,
     checkpoint_step,
     checkpoints,
     file_sizes,
@@ -33,7 +32,7 @@ from grpo_math.run_folder import (
 from grpo_math.terminal import is_main_process
 
 if TYPE_CHECKING:
-    from trl import GRPOConfig, ModelConfig
+    from trl import GRPOConfig
 
 PATIENCE = 150  # seconds for which a node that was lost may hold a lock
 
@@ -87,14 +86,8 @@ class Rhythm:
         return step % self.steps_per_epoch % self.period == 0
 
 
-def open_run(
-    args: GRPOConfig,
-    model_args: ModelConfig,
-    own: Mapping[str, object],
-    insist: bool,
-    say: Callable[[str], None],
-) -> Start:
-    """Decide how to start or continue the run in `args.output_dir`.
+def open_run(record: RunRecord, insist: bool, say: Callable[[str], None]) -> Start:
+    """Decide how to start or continue the run that `record` describes, in its output_dir.
 
     `insist` makes a missing checkpoint an error.
 
@@ -102,10 +95,10 @@ def open_run(
         UsageError: the folder holds a run of other settings, one that is under way, or none that
             could be continued.
     """
-    folder = Path(args.output_dir)
+    folder = Path(record["arguments"]["output_dir"])
     if is_main_process():
         _take(folder)
-    record, old = build_record(args, model_args, own), read_record(folder)
+    old = read_record(folder)
     _check_same_run(folder, old, record)
     checkpoint, passed_over = last_complete_checkpoint(folder)
     for path in passed_over:

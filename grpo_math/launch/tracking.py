@@ -7,12 +7,14 @@ import json
 import netrc
 import os
 import secrets
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError, first_line
 from grpo_math.files import write_text_atomic
+from grpo_math.launch.arguments import read_mapping
 from grpo_math.run_folder import IDENTITY
 from grpo_math.terminal import is_main_process
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 SERVICES = ("tensorboard", "wandb", "trackio")
 
 
-def choose_trackers(args: GRPOConfig, chosen: bool, say: Callable[[str], None]) -> None:
-    """Settle `args.report_to`: as `chosen`, else W&B as well when logged in there; never a login prompt.
+def choose_trackers(given: Namespace, chosen: bool, say: Callable[[str], None]) -> list[str]:
+    """Name the services to report to: those `chosen`, else W&B as well when logged in there.
 
     Without a login, or where its server cannot be reached, W&B is kept offline, under the run's folder. Trackio is
     local unless --trackio_space_id is given.
@@ -31,25 +33,25 @@ def choose_trackers(args: GRPOConfig, chosen: bool, say: Callable[[str], None]) 
     Raises:
         UsageError: a service is not known or not installed, or an argument holds a token.
     """
-    refuse_tokens(args)
+    refuse_tokens(given)
+    services = [name for name in given.report_to if name != "none"]
     if not chosen and wandb_login() and importlib.util.find_spec("wandb"):
-        args.report_to = ["tensorboard", "wandb"]
-    for name in args.report_to:
+        services = ["tensorboard", "wandb"]
+    for name in services:
         if name not in SERVICES:
-            raise UsageError(
-                f"--report_to {name}: known services are {', '.join(SERVICES)}, and none"
-            )
+            known = ", ".join(SERVICES)
+            raise UsageError(f"--report_to {name}: known services are {known}, and none")
         if importlib.util.find_spec(name) is None:
             raise UsageError(
                 f"--report_to {name}: is not installed; pip install -c constraints.txt {name}"
             )
-    if "wandb" in args.report_to and "WANDB_MODE" not in os.environ:
-        missing = (
-            wandb_silence() if wandb_login() else "not logged in (wandb login, or WANDB_API_KEY)"
-        )
+    if "wandb" in services and "WANDB_MODE" not in os.environ:
+        logged_out = "not logged in (wandb login, or WANDB_API_KEY)"
+        missing = wandb_silence() if wandb_login() else logged_out
         if missing:
             os.environ["WANDB_MODE"] = "offline"
             say(f"W&B: {missing}, so the run is kept offline; `wandb sync` sends it later")
+    return services
 
 
 def wandb_silence() -> str | None:
@@ -77,13 +79,13 @@ def wandb_login() -> bool:
     return stored or bool(os.environ.get("WANDB_API_KEY"))
 
 
-def refuse_tokens(args: GRPOConfig) -> None:
-    """Tokens come from the login or the environment: arguments are recorded, shown in reports and sent to services."""
-    if args.hub_token:
+def refuse_tokens(given: Namespace) -> None:
+    """Refuse tokens among the arguments, which are recorded, shown in reports and sent to services."""
+    if given.hub_token:
         raise UsageError(
             "--hub_token: would be recorded with the arguments; use `hf auth login` or HF_TOKEN"
         )
-    if "token" in (args.model_init_kwargs or {}):
+    if "token" in read_mapping(given.model_init_kwargs, "--model_init_kwargs"):
         raise UsageError(
             "--model_init_kwargs token: would be recorded with the run; use `hf auth login` or HF_TOKEN"
         )

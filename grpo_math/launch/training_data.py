@@ -14,9 +14,8 @@ from typing import Any
 
 from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
 from grpo_math.data.rows import fingerprint, load_rows
+from grpo_math.data.tasks import Row
 from grpo_math.errors import UsageError
-
-Row = dict[str, Any]
 
 
 @dataclass(kw_only=True)
