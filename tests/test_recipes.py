@@ -109,6 +109,16 @@ def test_a_recipe_is_short_says_where_its_numbers_come_from_and_has_valid_keys(p
         assert weight * 4 == int(weight * 4)  # halves and quarters add up exactly in floats
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_numbers_in_a_recipes_comment_are_those_in_the_recipe(path):
+    text = path.read_text(encoding="utf-8")
+    recipe = yaml.safe_load(text)
+    head = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert "Source: " in head or path.stem == "starter_arithmetic"
+    for name, value in re.findall(r"(?<![-\w])([a-z]+_[a-z0-9_]+|beta|epsilon|temperature) (\d[\d.e-]*\d|\d)", head):
+        assert float(value) == float(recipe[name]), name
+
+
 def test_every_recipe_passes_a_dry_run_on_its_architecture(folder, monkeypatch, capsys):
     import train_grpo
 
