@@ -12,7 +12,8 @@ Arguments, scoring and files are those of evaluate_gsm8k_no_vllm.py, for models 
 from __future__ import annotations
 
 from grpo_math.errors import run
-from grpo_math.evaluation.evaluate import argument_parser, evaluate
+from grpo_math.evaluation.evaluate import evaluate
+from grpo_math.evaluation.options import argument_parser
 from grpo_math.generation.vllm_backend import VllmBackend
 
 

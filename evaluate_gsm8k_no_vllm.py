@@ -11,7 +11,8 @@ intervals; writes every completion with its verdict to evals/. The same command 
 from __future__ import annotations
 
 from grpo_math.errors import run
-from grpo_math.evaluation.evaluate import argument_parser, evaluate
+from grpo_math.evaluation.evaluate import evaluate
+from grpo_math.evaluation.options import argument_parser
 from grpo_math.generation.transformers_backend import TransformersBackend
 
 

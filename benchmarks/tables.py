@@ -15,7 +15,7 @@ def machine(*packages: str) -> str:
     """Processor, cores used and versions, in a sentence."""
     import torch
 
-    from grpo_math.evaluation.evaluate import versions
+    from grpo_math.evaluation.identity import versions
 
     name = "an unknown processor"
     info = Path("/proc/cpuinfo")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grpo_math.evaluation.intervals import paired_difference
+from grpo_math.evaluation.intervals import runs_difference
 
 ROOT = Path(__file__).parent.parent
 Rows = list[dict[str, Any]]
@@ -162,8 +162,8 @@ def test_runs_of_one_way_to_train_are_compared_as_one(tmp_path: Path) -> None:
     strict = compared["strict"]
     assert strict["first_runs"] == {}
     assert strict["other_runs"] == pytest.approx({"seed0": 0.9, "seed1": 0.6, "seed2": 0.8})
-    scores = [[letters[i] == "S" for letters in ("SSSSSSSSWS", "SSSSWWWWSS", "LSSSSSSWSS")] for i in range(10)]
-    expected = paired_difference([0] * 8 + [1] * 2, [sum(each) / 3 for each in scores], [[0.9, 0.6, 0.8]])
+    scores = [[float(letter == "S") for letter in letters] for letters in ("SSSSSSSSWS", "SSSSWWWWSS", "LSSSSSSWSS")]
+    expected = runs_difference([[0.0] * 8 + [1.0] * 2], scores)
     assert (strict["value"], strict["low"], strict["high"]) == pytest.approx(expected)
     assert strict["mcnemar_p"] is None and (strict["wrong_to_right"], strict["right_to_wrong"]) == (7, 0)
     text = script(base, joined).stdout

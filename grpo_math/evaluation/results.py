@@ -1,34 +1,69 @@
-"""The files of an evaluation: rows appended as they come, resumed where they stopped, and summed up at the end."""
+"""The files of an evaluation: rows appended as they come, resumed where they stopped, summed up."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from grpo_math.errors import UsageError
+from grpo_math.evaluation.identity import Settings, differences, same_question, unrecorded
 from grpo_math.evaluation.intervals import majority_vote, mean_interval, pass_at_k, scorecard
 from grpo_math.files import append_jsonl, hold, read_jsonl, write_text_atomic
 from grpo_math.grading.numbers import canonical_number
 from grpo_math.grading.polynomials import canonical_polynomial
 
-Row = dict[str, Any]
+OUTCOMES = ("strict", "lenient")
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+Results = dict[str, Any]  # accuracies by outcome, and what else was counted; some keys hold a k
+
+
+class GradedRow(TypedDict):
+    """A line of evals/NAME.jsonl: one completion and its verdict.
+
+    `gold` is the right answer, `extracted` what the model answered, `rule` how that was found,
+    `sample` which of the question's completions it is, from 0. `failed`: the grader could not tell.
+    """
+
+    id: str
+    sample: int
+    question: str
+    gold: str
+    prompt: str
+    completion: str
+    extracted: str
+    rule: str
+    strict: bool
+    lenient: bool
+    failed: bool
+    tokens: int
+    finish_reason: str
+
+
+class Info(TypedDict):
+    """What evals/NAME.json holds; `results` once the evaluation is complete."""
+
+    settings: Settings
+    versions: Mapping[str, str]
+    results: Results | None
 
 
 class ResultsFile:
-    """`NAME.jsonl` and `NAME.json`, which holds the settings from the start and the results once all rows are there."""
+    """The two files of an evaluation, `NAME.jsonl` and `NAME.json`."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Settings, about: Mapping[str, Any]) -> None:
         """Find the evaluation of these settings that may be there already.
 
         Raises:
-            UsageError: the files hold an evaluation of other settings, or cannot be read or written.
+            UsageError: the files hold another evaluation, or cannot be read or written.
         """
         self.path, self.info_path = path, path.with_suffix(".json")
-        self.info: dict[str, Any] = {"settings": settings, **about, "results": None}
+        self.info = cast(Info, {"settings": settings, **about, "results": None})
         old = self._read_info()
-        if not (old and old.get("results")):
+        if not (old and old["results"]):
             hold(path.with_name(f".{path.stem}.lock"))
             old = self._read_info()  # what another process wrote meanwhile
         if old is None and path.exists():
@@ -36,12 +71,13 @@ class ResultsFile:
                 f"{path}: exists without {self.info_path.name}; move it away or give another --name"
             )
         if old is not None:
-            self._refuse_other_settings(old.get("settings", {}), settings)
-            self.info = old if old.get("results") else self.info
+            self._refuse_another(old)
+            if old["results"]:
+                self.info = old
 
     @property
-    def results(self) -> dict[str, Any] | None:
-        """The results of a finished evaluation, else None."""
+    def results(self) -> Results | None:
+        """Give the results of a complete evaluation, else None."""
         return self.info["results"]
 
     def begin(self) -> None:
@@ -49,122 +85,147 @@ class ResultsFile:
         self._write_info()
 
     def resume(self, batches: list[int]) -> int:
-        """Cut the file after the last batch that is whole, given each batch's number of rows; returns how many are."""
+        """Cut the file after its last complete batch and give the number of complete ones.
+
+        `batches` are the numbers of rows of all batches.
+        """
         if not self.path.exists():
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
-        whole = sum(line.endswith(b"\n") for line in lines)
-        done, rows = 0, 0
-        while done < len(batches) and rows + batches[done] <= whole:
-            rows += batches[done]
-            done += 1
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # the line that was being written
+        complete, rows = 0, 0
+        while complete < len(batches) and rows + batches[complete] <= len(lines):
+            rows += batches[complete]
+            complete += 1
         with self.path.open("r+b") as file:
-            file.truncate(sum(len(line) for line in lines[:rows]))
-        return done
+            file.truncate(sum(map(len, lines[:rows])))
+        return complete
 
-    def append(self, rows: list[Row]) -> None:
+    def append(self, rows: list[GradedRow]) -> None:
         """Add the rows of one batch, in one write that has reached the disk when this returns."""
         try:
-            append_jsonl(self.path, rows)
+            append_jsonl(self.path, cast(list[dict], rows))
         except OSError as error:
             raise UsageError(
-                f"{self.path}: cannot be written ({error.strerror}); what was finished is kept, run the same command "
-                "again to go on"
+                f"{self.path}: cannot be written ({error.strerror}); what was finished is kept, "
+                "run the same command again to go on"
             ) from error
 
-    def finish(self, order: list[str], extra: dict[str, Any]) -> list[Row]:
-        """Put the rows into the order of the data (`order`: question ids), sum them up, and return them."""
+    def finish(self, order: list[str], extra: Mapping[str, float]) -> list[GradedRow]:
+        """Put the rows into the order of the data (`order`: question ids) and sum them up."""
         place = {question: i for i, question in enumerate(order)}
-        rows = sorted(
-            (row for _, row in read_jsonl(self.path)),
-            key=lambda row: (place[row["id"]], row["sample"]),
-        )
-        write_text_atomic(
-            self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        )
-        self.info["results"] = {**summarize(rows), **extra}
+        rows = [graded for _, graded in read_graded(self.path)]
+        rows.sort(key=lambda row: (place[row["id"]], row["sample"]))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_text_atomic(self.path, "".join(lines))
+        mark = str(self.info["settings"].get("mark", ""))
+        self.info["results"] = {**summarize(rows, mark), **extra}
         self._write_info()
         return rows
 
-    def _read_info(self) -> dict[str, Any] | None:
+    def _read_info(self) -> Info | None:
         if not self.info_path.exists():
             return None
         try:
-            return json.loads(self.info_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            info = json.loads(self.info_path.read_text(encoding="utf-8"))
+            return {"settings": {}, "versions": {}, "results": None, **info}
+        except (OSError, ValueError, TypeError) as error:
             raise UsageError(
                 f"{self.info_path}: cannot be read ({error}); move it away or give another --name"
             ) from error
 
     def _write_info(self) -> None:
-        write_text_atomic(
-            self.info_path, json.dumps(self.info, indent=2, ensure_ascii=False) + "\n"
-        )
+        text = json.dumps(self.info, indent=2, ensure_ascii=False)
+        write_text_atomic(self.info_path, text + "\n")
 
-    def _refuse_other_settings(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        new = json.loads(json.dumps(new))
-        changed = [
-            f"{k}: {old.get(k)} -> {new.get(k)}"
-            for k in sorted(old | new)
-            if old.get(k) != new.get(k)
-        ]
+    def _refuse_another(self, old: Info) -> None:
+        new = self.info["settings"]
+        unknown = [name for name in unrecorded(old["settings"]) if name in new]
+        if unknown:
+            raise UsageError(
+                f"{self.path}: holds an evaluation of an earlier version, which did not record "
+                f"{', '.join(unknown)}: give another --name (this one can still be compared)"
+            )
+        changed = differences(old["settings"], new)
         if changed:
             raise UsageError(
-                f"{self.path}: holds an evaluation of other settings ({'; '.join(changed)}): give another --name, or "
-                "repeat the settings"
+                f"{self.path}: holds an evaluation of other settings ({'; '.join(changed)}): give "
+                "another --name, or repeat the settings"
+            )
+        if old["results"] and not self.path.exists():
+            raise UsageError(
+                f"{self.path}: is gone, and {self.info_path.name} says that it is complete; delete "
+                "that or give another --name"
             )
 
 
-def by_question(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each question, in the order of the rows."""
-    groups: dict[str, list[Row]] = {}
+def read_graded(path: Path) -> list[tuple[int, GradedRow]]:
+    """Read an evaluation's rows with their line numbers; older files say `answer` for `extracted`."""
+    rows = read_jsonl(path)
+    for _, row in rows:
+        if "extracted" not in row and "answer" in row:
+            row["extracted"] = row.pop("answer")
+    return cast(list[tuple[int, GradedRow]], rows)
+
+
+def summarize(rows: list[GradedRow], mark: str = "") -> Results:
+    """Give the numbers of an evaluation. Accuracies are shares with their 95% intervals' bounds.
+
+    `mark` is the one of the prompt style.
+    """
+    groups: dict[str, list[GradedRow]] = {}
     for row in rows:
         groups.setdefault(row["id"], []).append(row)
-    return groups
-
-
-def summarize(rows: list[Row]) -> dict[str, Any]:
-    """The numbers of an evaluation. Accuracies are shares (0 to 1) with the bounds of their 95% interval."""
-    groups = list(by_question(rows).values())
-    samples = min(len(group) for group in groups)
-    summary: dict[str, Any] = {"questions": len(groups), "samples_per_question": samples}
-    for verdict in ("strict", "lenient"):
-        scores = [[float(row[verdict]) for row in group] for group in groups]
-        accuracy = mean_interval(scores)
-        summary[verdict] = {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
+    questions = list(groups.values())
+    texts = [same_question(group[0].get("question", group[0]["id"])) for group in questions]
+    samples = min(map(len, questions))
+    results: Results = {"questions": len(questions), "samples_per_question": samples}
+    if len(set(texts)) < len(texts):
+        results["distinct_questions"] = len(set(texts))
+    for outcome in OUTCOMES:
+        scores = [[float(row[outcome]) for row in group] for group in questions]  # type: ignore[literal-required]
+        accuracy = mean_interval(scores, clusters=texts)
+        results[outcome] = {
+            "accuracy": accuracy.value,
+            "low": accuracy.low,
+            "high": accuracy.high,
+        }
         if samples > 1:
-            summary[verdict] |= _many_samples(groups, scores, samples, verdict)
-    summary |= {
+            results[outcome] |= _many_samples(questions, scores, outcome)
+    if mark:
+        wrong = sum(row["rule"] == mark and not row["lenient"] for row in rows)
+        results["format_right_answer_wrong"] = wrong / len(rows)
+    finish_reasons = Counter(row["finish_reason"] for row in rows)
+    return {
+        **results,
         "grader_failures": sum(row["failed"] for row in rows),
-        "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+        "truncated": finish_reasons["length"] / len(rows),
         "mean_tokens": sum(row["tokens"] for row in rows) / len(rows),
         "rules": dict(Counter(row["rule"] for row in rows).most_common()),
     }
-    return summary
 
 
 def _many_samples(
-    groups: list[list[Row]], scores: list[list[float]], samples: int, verdict: str
-) -> dict[str, Any]:
-    powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < samples] + [samples]
+    questions: list[list[GradedRow]], scores: list[list[float]], outcome: str
+) -> Results:
+    samples = min(map(len, questions))
+    pass_at = {}
+    for k in (*filter(lambda power: power < samples, POWERS), samples):
+        chances = [pass_at_k(len(each), int(sum(each)), k) for each in scores]
+        pass_at[str(k)] = sum(chances) / len(chances)
+    right = 0
+    for group, verdicts in zip(questions, scores, strict=True):
+        answers = [_one_spelling(row["extracted"]) for row in group]
+        chosen = majority_vote(answers)
+        right += (chosen, 1.0) in zip(answers, verdicts, strict=True)
     card = scorecard(scores)
     return {
-        "pass@k": {
-            str(k): sum(pass_at_k(len(s), int(sum(s)), k) for s in scores) / len(scores)
-            for k in powers
-        },
-        f"majority@{samples}": sum(_majority_is_right(group, verdict) for group in groups)
-        / len(groups),
+        "pass@k": pass_at,
+        f"majority@{samples}": right / len(questions),
         "scorecard": {"above_half": card.mostly, "all": card.always},
     }
 
 
-def _majority_is_right(group: list[Row], verdict: str) -> bool:
-    answers = [
-        canonical_number(row["extracted"])
-        or canonical_polynomial(row["extracted"])
-        or row["extracted"]
-        for row in group
-    ]
-    chosen = majority_vote(answers)
-    return any(row[verdict] for row, answer in zip(group, answers, strict=True) if answer == chosen)
+def _one_spelling(answer: str) -> str:
+    return canonical_number(answer) or canonical_polynomial(answer) or answer
