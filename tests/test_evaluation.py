@@ -2,12 +2,19 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import STYLES, Asking, build_prompt
-from grpo_math.evaluation.results import ResultsFile, summarize
+from grpo_math.errors import UsageError
+from grpo_math.evaluation.evaluate import evaluate
+from grpo_math.evaluation.identity import DIGESTS, tokenizer_digest
+from grpo_math.evaluation.options import argument_parser
+from grpo_math.evaluation.results import ResultsFile, read_graded, summarize
+from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.terminal import printable
 from transformers import AutoTokenizer
 
@@ -122,8 +129,6 @@ def test_prompts_are_tokenized_as_trl_does(style, chat):
 
 
 def test_a_base_model_gets_plain_text_and_is_cut_where_it_invents_a_question(data, tmp_path):
-    import shutil
-
     shutil.copytree(STARTER, tmp_path / "base", ignore=shutil.ignore_patterns("*.py", "chat_template*"))
     done = script(
         ["evaluate_gsm8k_no_vllm.py", "base", "--data", data, "--max_tokens", 40, "--num_samples", 8, "--name", "b"],
@@ -185,3 +190,208 @@ def test_batches_begin_with_the_longest_prompts(data, tmp_path):
     assert done.returncode == 0
     counts = [int(line.split("/")[0]) for line in done.stdout.splitlines() if "questions  strict" in line]
     assert counts == list(range(20, QUESTIONS + 1, 20)) and all(a < b for a, b in pairwise(counts))
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_text(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def change_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap_two_tokens(path):
+    """Two words change places in the vocabulary, so the same ids are other text."""
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = [token for token in vocabulary if token.isdigit()][:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(tokenizer))
+
+
+def evaluate_here(folder, *more):
+    """The evaluator in this process, on the adapter in `folder` and the data beside it."""
+    shared = ["--max_tokens", 4, "--n", 2, "--temperature", 1, "--output_dir", folder / "evals", "--name", "e"]
+    words = [folder / "adapter", "--data", folder / "test.jsonl", *shared, *more]
+    evaluate(argument_parser("").parse_args(list(map(str, words))), TransformersBackend)
+
+
+def recorded(folder):
+    return json.loads((folder / "evals/e.json").read_text())["settings"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder with a base model, an adapter on it, four questions, and their evaluation."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(STARTER, folder / "base", ignore=shutil.ignore_patterns("*.py"))
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / "adapter")
+    write_jsonl(
+        folder / "test.jsonl",
+        [{"question": f"What is {i} plus 4?", "answer": str(i + 4), "task": "arithmetic"} for i in range(4)],
+    )
+    evaluate_here(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(evaluated, tmp_path):
+    """That folder, to be changed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(evaluated, folder)
+    change_json(folder / "adapter/adapter_config.json", base_model_name_or_path=str(folder / "base"))
+    return folder
+
+
+FILES = {
+    "weights of the base": ("base/model.safetensors", change_a_byte),
+    "configuration of the base": ("base/config.json", lambda path: change_json(path, rms_norm_eps=1e-3)),
+    "end token": ("base/generation_config.json", lambda path: change_json(path, eos_token_id=5)),
+    "adapter": ("adapter/adapter_model.safetensors", change_a_byte),
+    "configuration of the adapter": ("adapter/adapter_config.json", lambda path: change_json(path, lora_alpha=3)),
+    "chat template": ("base/chat_template.jinja", lambda path: change_text(path, "assistant", "user")),
+    "tokenizer": ("base/tokenizer.json", swap_two_tokens),
+    "a right answer": ("test.jsonl", lambda path: change_text(path, '"7"', '"8"')),
+    "a question": ("test.jsonl", lambda path: change_text(path, "What is 3", "What  is 3")),
+}
+FLAGS = {
+    "n": (3, "n: 2 -> 3"),
+    "temperature": (0.5, "temperature: 1.0 -> 0.5"),
+    "top_p": (0.5, "top_p: 1.0 -> 0.5"),
+    "top_k": (5, "top_k: 0 -> 5"),
+    "max_tokens": (5, "max_tokens: 4 -> 5"),
+    "seed": (1, "seed: 0 -> 1"),
+    "batch_size": (2, "batch_size: 256 -> 2"),
+    "dtype": ("bfloat16", "dtype: float32 -> bfloat16"),
+    "num_samples": (3, "questions: 4 -> 3"),
+    "prompt": ("boxed", "prompt: answer_tag -> boxed"),
+    "task": ("custom", "task: ['arithmetic'] -> ['custom']"),
+    "chat_template_kwargs": ('{"enable_thinking": false}', "chat_template_kwargs: {} -> {'enable_thinking': False}"),
+}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("name", FILES)
+def test_an_evaluation_of_other_files_is_refused(copy, name, complete):
+    if not complete:
+        change_json(copy / "evals/e.json", results=None)
+    path, change = FILES[name]
+    change(copy / path)
+    before = (copy / "evals/e.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"e\.jsonl: holds an evaluation of other settings \(.*_sha256: .* -> "):
+        evaluate_here(copy)
+    assert (copy / "evals/e.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_an_evaluation_with_another_flag_is_refused(copy, name):
+    value, said = FLAGS[name]
+    with pytest.raises(UsageError) as refused:
+        evaluate_here(copy, f"--{name}", value)
+    assert said in str(refused.value) and "give another --name" in str(refused.value)
+
+
+def test_an_evaluation_with_another_system_prompt_or_mark_is_refused(copy, monkeypatch):
+    style = STYLES["answer_tag"]
+    for other in (replace(style, system="Answer at once."), replace(style, mark="boxed")):
+        monkeypatch.setitem(STYLES, "answer_tag", other)
+        with pytest.raises(UsageError, match="other settings"):
+            evaluate_here(copy)
+
+
+def test_the_same_evaluation_is_known_whatever_its_files_are_called(copy, monkeypatch, capsys):
+    shutil.move(copy / "test.jsonl", copy / "renamed.jsonl")
+    shutil.move(copy / "adapter", copy / "moved")
+    monkeypatch.chdir(copy)
+    words = [
+        "./moved",
+        "--data",
+        "./renamed.jsonl",
+        "--max_tokens",
+        "4",
+        "--n",
+        "2",
+        "--temperature",
+        "1",
+        "--name",
+        "e",
+    ]
+    evaluate(argument_parser("").parse_args(words), TransformersBackend)
+    assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", DIGESTS)
+def test_an_evaluation_of_an_earlier_version_is_refused_and_compared(copy, missing):
+    """One whose record lacks a digest, and whose rows say `answer`."""
+    settings = recorded(copy)
+    del settings[missing]
+    change_json(copy / "evals/e.json", settings=settings)
+    rows = [row for _, row in read_graded(copy / "evals/e.jsonl")]
+    for row in rows:
+        row["answer"] = row.pop("extracted")
+    write_jsonl(copy / "evals/e.jsonl", rows)
+    with pytest.raises(UsageError, match=f"earlier version, which did not record {missing}: give another --name"):
+        evaluate_here(copy)
+    assert summarize([row for _, row in read_graded(copy / "evals/e.jsonl")])["questions"] == 4
+    shutil.copy(copy / "evals/e.jsonl", copy / "evals/f.jsonl")
+    done = script(["compare_evaluations.py", "evals/e.jsonl", "evals/f.jsonl"], copy)
+    assert done.returncode == 0 and "not significantly different" in done.stdout
+
+
+def test_rows_that_are_gone_are_not_called_finished(copy):
+    (copy / "evals/e.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"e\.jsonl: is gone, and e\.json says that it is complete"):
+        evaluate_here(copy)
+
+
+def test_arguments_of_the_chat_template_reach_the_prompts(copy):
+    """Those of the flag, else those that the model was trained with; what cannot be obeyed is refused."""
+    template = copy / "base/chat_template.jinja"
+    template.write_text(template.read_text() + "{% if enable_thinking is false %}<answer>{% endif %}")
+    arguments = {"chat_template_kwargs": {"enable_thinking": False}}
+    (copy / "adapter/run.json").write_text(json.dumps({"prompt": "answer_tag", "arguments": arguments}))
+    for name, flags, ends in (
+        ("trained", [], True),
+        ("cleared", ["--chat_template_kwargs", "{}"], False),
+        ("given", ["--chat_template_kwargs", '{"enable_thinking": false, "x": 1}'], True),
+    ):
+        evaluate_here(copy, "--name", name, *flags)
+        (_, row), *_ = read_graded(copy / f"evals/{name}.jsonl")
+        assert row["prompt"].endswith("<answer>") == ends
+    for value, flags in (('{"add_generation_prompt": 1}', []), ('{"enable_thinking": true}', ["--prompt", "hash_raw"])):
+        with pytest.raises(UsageError, match="--chat_template_kwargs"):
+            evaluate_here(copy, "--chat_template_kwargs", value, "--name", "other", *flags)
+
+
+def test_equal_questions_are_said_and_counted_once(copy, capsys):
+    rows = read_rows(copy / "test.jsonl")
+    write_jsonl(copy / "twice.jsonl", rows * 3)
+    evaluate_here(copy, "--data", copy / "twice.jsonl", "--name", "twice")
+    assert "twice.jsonl: 8 of 12 questions repeat another one" in capsys.readouterr().out
+    once, twice = (json.loads((copy / f"evals/{name}.json").read_text())["results"] for name in ("e", "twice"))
+    assert (twice["questions"], twice["distinct_questions"]) == (12, 4) and "distinct_questions" not in once
+
+
+def test_format_right_and_answer_wrong_is_counted():
+    rows = [row("a", 0, True, True, rule="answer_tag"), row("b", 0, False, False, rule="answer_tag")]
+    rows += [row("c", 0, False, True, rule="phrase"), row("d", 0, False, False, rule="phrase")]
+    assert summarize(rows, "answer_tag")["format_right_answer_wrong"] == 0.25
+
+
+def test_a_tokenizer_is_the_same_after_it_was_used():
+    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    before = tokenizer_digest(tokenizer)
+    tokenizer(["one", "one and two"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_digest(tokenizer) == before == tokenizer_digest(AutoTokenizer.from_pretrained(STARTER))

@@ -17,7 +17,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from grpo_math.data.prompts import Asking, asks_in_chat, recorded_asking
 from grpo_math.data.rows import fingerprint, load_rows
@@ -62,7 +62,7 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     asking = Asking(choose_style(args.prompt or name, rows), template)
     config = load_config(source, loading)
     tokenizer = load_tokenizer(source, loading)
-    questions = ask(cast(list[Row], rows), asking, args.chat_template_kwargs, tokenizer)
+    questions = ask(rows, asking, args.chat_template_kwargs, tokenizer)
     longest_prompt = max(map(len, questions.prompts))
     context = getattr(config, "max_position_embeddings", None)
     check_context(longest_prompt, args.max_tokens, context, "--max_tokens")
