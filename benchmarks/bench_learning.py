@@ -84,7 +84,8 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
     from trl import GRPOTrainer
 
     from grpo_math.data.problems import sum_problems
-    from grpo_math.data.prompts import build_prompt, get_style
+    from grpo_math.data.prompts import build_prompt
+    from grpo_math.data.styles import get_style
     from grpo_math.rewards.build import build_rewards
     from grpo_math.training.trainer import MathGRPOTrainer
 

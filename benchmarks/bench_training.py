@@ -53,7 +53,8 @@ def build(kind: type, folder: str, iterations: int):
     from trl import GRPOConfig
 
     from grpo_math.data.problems import sum_problems
-    from grpo_math.data.prompts import build_prompt, get_style
+    from grpo_math.data.prompts import build_prompt
+    from grpo_math.data.styles import get_style
 
     def given(trainer, prompt_ids, *_, **__):
         noise = torch.Generator().manual_seed(trainer.round)

@@ -3,8 +3,8 @@
 from grpo_math.public import Task, Verdict, completion_text, grade, grader
 """
 
-from grpo_math.data.prompts import PromptStyle, get_style
 from grpo_math.data.rows import load_rows, write_rows
+from grpo_math.data.styles import PromptStyle, get_style
 from grpo_math.data.tasks import Row, Task, grade
 from grpo_math.grading.graders import Verdict, grader
 from grpo_math.rewards.completion import completion_text

@@ -41,7 +41,8 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from grpo_math.data.problems import TEMPLATES, Problem, random_problem, sum_problems
-from grpo_math.data.prompts import STYLES, build_prompt
+from grpo_math.data.prompts import build_prompt
+from grpo_math.data.styles import STYLES
 
 VOCABULARY = 512
 LARGEST = 99  # operands lie between -LARGEST and LARGEST

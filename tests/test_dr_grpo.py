@@ -11,7 +11,8 @@ where on-policy the ratio pi/pi_old is 1 and has the gradient of log pi.
 import pytest
 import torch
 from datasets import Dataset
-from grpo_math.data.prompts import build_prompt, get_style
+from grpo_math.data.prompts import build_prompt
+from grpo_math.data.styles import get_style
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.settle import Facts, settle_arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from grpo_math.data.prompts import STYLES
+from grpo_math.data.styles import STYLES
 from grpo_math.data.tasks import TASKS
 
 from conftest import STARTER, read_rows, run_all, write_jsonl

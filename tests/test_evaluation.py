@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import pytest
 from grpo_math.data.problems import sum_problems
-from grpo_math.data.prompts import STYLES, Asking, build_prompt
+from grpo_math.data.prompts import Asking, build_prompt
+from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.evaluate import evaluate
 from grpo_math.evaluation.identity import DIGESTS, tokenizer_digest

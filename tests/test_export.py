@@ -9,7 +9,8 @@ from argparse import Namespace
 import pytest
 import yaml
 from grpo_math.data.problems import sum_problems
-from grpo_math.data.prompts import STYLES, Asking, build_prompt
+from grpo_math.data.prompts import Asking, build_prompt
+from grpo_math.data.styles import STYLES
 from grpo_math.generation.backend import Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments

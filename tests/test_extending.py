@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from grpo_math.data.prompts import STYLES
+from grpo_math.data.styles import STYLES
 from grpo_math.data.tasks import TASKS
 from grpo_math.rewards.functions import REGISTRY
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from grpo_math.data.prompts import STYLES, Asking, asks_in_chat, build_prompt, stop_strings, takes_system_role
+from grpo_math.data.prompts import Asking, asks_in_chat, build_prompt, stop_strings, takes_system_role
+from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
 from grpo_math.grading.graders import grade_number
 from grpo_math.launch.settle import stop_arguments

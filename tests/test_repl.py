@@ -16,7 +16,8 @@ from dataclasses import replace
 import pytest
 from grpo_math.chat.screen import Answer, Screen
 from grpo_math.chat.session import number, reasoning
-from grpo_math.data.prompts import STYLES, build_conversation, build_prompt
+from grpo_math.data.prompts import build_conversation, build_prompt
+from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
 
 from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl

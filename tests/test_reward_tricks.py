@@ -5,7 +5,7 @@ import string
 import time
 
 import pytest
-from grpo_math.data.prompts import STYLES, get_style
+from grpo_math.data.styles import STYLES, get_style
 from grpo_math.errors import UsageError
 from grpo_math.rewards.build import build_rewards
 from grpo_math.rewards.functions import REGISTRY

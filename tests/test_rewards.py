@@ -1,7 +1,7 @@
 """Rewards under TRL's exact call: tables of valid, invalid and mixed cases."""
 
 import pytest
-from grpo_math.data.prompts import STYLES, get_style
+from grpo_math.data.styles import STYLES, get_style
 from grpo_math.errors import UsageError
 from grpo_math.rewards.build import build_rewards
 from grpo_math.rewards.completion import completion_text

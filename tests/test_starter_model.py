@@ -4,7 +4,8 @@ import sys
 
 import pytest
 from grpo_math.data.problems import sum_problems
-from grpo_math.data.prompts import STYLES, Asking, build_prompt
+from grpo_math.data.prompts import Asking, build_prompt
+from grpo_math.data.styles import STYLES
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

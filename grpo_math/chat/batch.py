@@ -11,8 +11,8 @@ from typing import Any
 from grpo_math.chat.screen import notice
 from grpo_math.chat.session import Row, Session
 from grpo_math.chat.workers import Message, Worker, attend
-from grpo_math.data.prompts import get_style
 from grpo_math.data.rows import load_rows
+from grpo_math.data.styles import get_style
 from grpo_math.data.tasks import get_task
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from grpo_math.chat.session import LIMITS, Session, number
 from grpo_math.chat.workers import Worker
-from grpo_math.data.prompts import STYLES, get_style
+from grpo_math.data.styles import STYLES, get_style
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
 from grpo_math.terminal import printable

@@ -27,7 +27,7 @@ from grpo_math.chat.workers import (
     attend,
     cpu_threads,
 )
-from grpo_math.data.prompts import PromptStyle, get_style
+from grpo_math.data.styles import PromptStyle, get_style
 from grpo_math.data.tasks import TASKS, get_task
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl

@@ -28,12 +28,12 @@ from typing import Any, cast
 
 from grpo_math.data.prompts import (
     Asking,
-    PromptStyle,
     asks_in_chat,
     build_conversation,
     stop_strings,
     takes_system_role,
 )
+from grpo_math.data.styles import PromptStyle
 from grpo_math.errors import UsageError
 from grpo_math.generation.backend import Completion, Sampling, Watch
 from grpo_math.generation.openai_client import OpenAIServer

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import NotRequired, TypedDict
 
 from grpo_math.data.plugins import import_dotted
-from grpo_math.data.prompts import PromptStyle, get_style
+from grpo_math.data.styles import PromptStyle, get_style
 from grpo_math.errors import UsageError
 from grpo_math.grading.graders import Verdict, grade_number
 from grpo_math.grading.latex import grade_symbolic

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from grpo_math.data.prompts import STYLES
+from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
 from grpo_math.launch.training_data import DataOptions, add_data_flags
 from grpo_math.rewards.functions import REGISTRY

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grpo_math.data.prompts import Asking, Prompt, asks_in_chat, recorded_asking
+from grpo_math.data.styles import style_record
 from grpo_math.data.tasks import Row, choose_style
 from grpo_math.errors import UsageError, first_line
 from grpo_math.launch.arguments import Options, read_mapping
@@ -151,7 +152,7 @@ def describe_run(
     own = {
         "model": model.source.path,
         "task": data.rows[0]["task"],
-        "prompt": asking.style.name,
+        **style_record(asking.style),
         "chat": asks_in_chat(asking.style, model.tokenizer),
         **data.record,
         "reward_funcs": options.reward_funcs,
@@ -172,6 +173,7 @@ def show(plan: Plan) -> None:
     args, model_args, longest = plan.args, plan.model_args, plan.questions.longest_prompt
     parameters = count_parameters(plan.model.config, get_peft_config(model_args))
     parts = estimate(parameters, plan.model.config, args, model_args, longest)
+    first = plan.asking.token_ids([plan.questions.dataset[0]["prompt"]], plan.model.tokenizer)[0]
     print(rank_line(args.device), flush=True)
     for line in [
         *plan.lines,
@@ -179,5 +181,6 @@ def show(plan: Plan) -> None:
         f"{parameters.trained:,} of them trained",
         f"prompts      at most {longest} tokens, completions at most {args.max_completion_length}",
         *memory_lines(parts, args),
+        f"first prompt {plan.model.tokenizer.decode(first)!r}",
     ]:
         say(line)

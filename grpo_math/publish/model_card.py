@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any, cast
 
-from grpo_math.data.prompts import STYLES, build_prompt
+from grpo_math.data.prompts import build_prompt
+from grpo_math.data.styles import STYLES
 from grpo_math.evaluation.reporting import percent
 from grpo_math.run_folder import RunRecord
 

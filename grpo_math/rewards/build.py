@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from grpo_math.data.plugins import import_dotted
-from grpo_math.data.prompts import STYLES, PromptStyle
+from grpo_math.data.styles import STYLES, PromptStyle
 from grpo_math.errors import UsageError, first_line
 from grpo_math.rewards.completion import Sample, Text, completion_text
 from grpo_math.rewards.functions import REGISTRY

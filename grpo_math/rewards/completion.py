@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from grpo_math.data.prompts import PromptStyle
+from grpo_math.data.styles import PromptStyle
 from grpo_math.data.tasks import Row, get_task, grade
 from grpo_math.grading.extraction import marked, trimmed_answer
 from grpo_math.grading.graders import Verdict

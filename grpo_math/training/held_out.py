@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from grpo_math.data.prompts import PromptStyle
+from grpo_math.data.styles import PromptStyle
 from grpo_math.data.tasks import get_task
 from grpo_math.evaluation.intervals import mean_interval
 
