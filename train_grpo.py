@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from grpo_math.errors import STOPPED, UsageError, run, tell_job
 from grpo_math.launch.arguments import Options, parse_options, parse_trl_arguments, trl_parser
-from grpo_math.launch.checks import check_arguments, steps_between_generations
+from grpo_math.launch.checks import check_arguments
 from grpo_math.launch.plan import (
     Plan,
     build_questions,
@@ -30,7 +30,7 @@ from grpo_math.launch.plan import (
     show,
 )
 from grpo_math.launch.processes import machine_defaults, vllm_mode
-from grpo_math.launch.resume import open_run
+from grpo_math.launch.resume import Rhythm, open_run
 from grpo_math.launch.settle import settle_arguments
 from grpo_math.launch.tracking import identify_run
 from grpo_math.launch.training_data import load_training_data
@@ -80,20 +80,22 @@ def train(plan: Plan, options: Options) -> None:
         UsageError: the folder holds another run, or this one cannot learn.
     """
     from grpo_math.launch.failures import loading_explained, shortage_explained
-    from grpo_math.training.callbacks import StopSignal
+    from grpo_math.training.callbacks import CompleteCheckpoints, StopSignal
     from grpo_math.training.diagnosis import Diagnosis
 
-    start = open_run(plan.record, options.resume, say)
+    rhythm = Rhythm.of(plan.args, len(plan.questions.dataset))
+    start = open_run(plan.record, rhythm, options.resume, say)
     if start.finished:
         return
     for line in plan.lines:
         say(line)
     if vllm_mode(plan.args) == "server":
         wait_for_server(server_url(plan.args), plan.args.vllm_server_timeout, say)
-    stop = StopSignal(steps_between_generations(plan.args))
+    saving = CompleteCheckpoints(plan.record, rhythm.is_exact, say)
+    stop = StopSignal(rhythm.is_exact)
     diagnosis = Diagnosis(options.give_up_after, say)
     with shortage_explained(), loading_explained(plan.model.source.path):
-        trainer = build_trainer(plan, options, [stop, diagnosis])
+        trainer = build_trainer(plan, options, [saving, stop, diagnosis])
     if is_main_process():
         write_record(Path(plan.args.output_dir), plan.record)
     identify_run(plan.args)
@@ -119,12 +121,11 @@ def build_trainer(plan: Plan, options: Options, callbacks: list[TrainerCallback]
     from trl import get_peft_config, get_quantization_config
 
     from grpo_math.generation.vllm_backend import prepare_training_engine
-    from grpo_math.training.callbacks import CompleteCheckpoints, MetricsFile, StepPrinter
+    from grpo_math.training.callbacks import MetricsFile, StepPrinter
     from grpo_math.training.held_out import HeldOut
     from grpo_math.training.stopping import StopsAtStrings
 
     args, questions, run_dir = plan.args, plan.questions, Path(plan.args.output_dir)
-    keep = plan.record["arguments"]["save_total_limit"]
     if vllm_mode(args) == "colocate":
         prepare_training_engine(args)
     trainer = StopsAtStrings(
@@ -137,12 +138,7 @@ def build_trainer(plan: Plan, options: Options, callbacks: list[TrainerCallback]
         processing_class=plan.model.tokenizer,
         quantization_config=get_quantization_config(plan.model_args),
         peft_config=get_peft_config(plan.model_args),
-        callbacks=[
-            CompleteCheckpoints(run_dir, plan.record, keep),
-            MetricsFile(run_dir),
-            StepPrinter(),
-            *callbacks,
-        ],
+        callbacks=[MetricsFile(run_dir), StepPrinter(), *callbacks],
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)

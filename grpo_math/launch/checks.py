@@ -10,6 +10,7 @@ from typing import Any
 
 from grpo_math.errors import UsageError
 from grpo_math.launch.processes import launched_processes, strategy, vllm_mode
+from grpo_math.launch.resume import Rhythm
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,7 @@ def plan_batches(arguments: argparse.Namespace, rows: int) -> BatchPlan:
 
 def steps_between_generations(arguments: argparse.Namespace) -> int:
     """Optimizer steps that one batch of completions is used for: a run can be continued only between such batches."""
-    accumulation = arguments.gradient_accumulation_steps
-    return max(
-        1,
-        (arguments.steps_per_generation or accumulation) * arguments.num_iterations // accumulation,
-    )
+    return Rhythm.of(arguments, 0).period
 
 
 def conflicts(arguments: argparse.Namespace) -> list[str]:

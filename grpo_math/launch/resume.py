@@ -7,15 +7,17 @@ import math
 import os
 import shutil
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from grpo_math.errors import JOB_STATUS, UsageError, first_line
 from grpo_math.files import hold
+from grpo_math.launch.processes import launched_processes
 from grpo_math.run_folder import (
     FINAL,
     FREE,
@@ -26,7 +28,6 @@ from grpo_math.run_folder import (
     checkpoints,
     file_sizes,
     is_complete,
-    last_complete_checkpoint,
     read_record,
 )
 from grpo_math.terminal import is_main_process
@@ -62,11 +63,16 @@ class Rhythm:
     epoch: int
 
     @classmethod
-    def of(cls, args: GRPOConfig, questions: int) -> Rhythm:
-        """Give the rhythm of TRL's resolved arguments with so many training questions."""
-        generation = args.steps_per_generation * args.num_iterations
-        generations = questions * args.num_generations // args.generation_batch_size
-        return cls(args.gradient_accumulation_steps, generation, generations * generation)
+    def of(cls, arguments: GRPOConfig | Namespace, questions: int) -> Rhythm:
+        """Give the rhythm that TRL's arguments, resolved or not, make of the training questions."""
+        a, step = arguments, arguments.gradient_accumulation_steps
+        completions = a.per_device_train_batch_size * launched_processes()  # of a micro-batch
+        if a.generation_batch_size:
+            slices = a.generation_batch_size // completions
+        else:
+            slices = a.steps_per_generation or step
+        generations = questions * a.num_generations // (completions * slices)
+        return cls(step, slices * a.num_iterations, generations * slices * a.num_iterations)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -86,28 +92,34 @@ class Rhythm:
         return step % self.steps_per_epoch % self.period == 0
 
 
-def open_run(record: RunRecord, insist: bool, say: Callable[[str], None]) -> Start:
-    """Decide how to start or continue the run that `record` describes, in its output_dir.
+def open_run(record: RunRecord, rhythm: Rhythm, insist: bool, say: Callable[[str], None]) -> Start:
+    """Decide how to start or continue the run that `record` describes, in its `output_dir`.
 
     `insist` makes a missing checkpoint an error.
 
     Raises:
-        UsageError: the folder holds a run of other settings, one that is under way, or none that
-            could be continued.
+        UsageError: the folder holds a run of other settings, a longer one, one that is under way,
+            or none that could be continued.
     """
     folder = Path(record["arguments"]["output_dir"])
     if is_main_process():
         _take(folder)
     old = read_record(folder)
     _check_same_run(folder, old, record)
-    checkpoint, passed_over = last_complete_checkpoint(folder)
-    for path in passed_over:
-        say(f"{path}: was cut off while it was written; passed over, not deleted")
-    if insist and checkpoint is None:
-        raise UsageError(f"--resume: {folder} holds no complete checkpoint")
-    if is_complete(folder / FINAL) and old and _length(old) == _length(record):
+    finished = is_complete(folder / FINAL)
+    if finished and old and _length(old) == _length(record):
         say(f"{folder / FINAL}: this run is finished; evaluate it, or choose another --output_dir")
-        return Start(record, checkpoint, finished=True)
+        return Start(record, finished=True)
+    checkpoint = _choose_checkpoint(folder, rhythm, say)
+    made = checkpoint_step(checkpoint) if checkpoint else 0
+    if finished and old:
+        made = max(made, rhythm.steps(*_length(old)))
+    steps = rhythm.steps(*_length(record))
+    if made > steps:
+        raise UsageError(
+            f"{folder}: holds a run of {made} steps, and {steps} are asked for: choose another "
+            "--output_dir, or raise --max_steps or --num_train_epochs"
+        )
     if checkpoint is not None:
         if wrong := damage(checkpoint):
             raise UsageError(
@@ -115,7 +127,23 @@ def open_run(record: RunRecord, insist: bool, say: Callable[[str], None]) -> Sta
                 "from earlier"
             )
         say(f"continuing from {checkpoint}, after step {checkpoint_step(checkpoint)}")
+    elif insist:
+        raise UsageError(f"--resume: {folder} holds no complete checkpoint")
+    elif finished:
+        say(f"{folder}: holds no checkpoint to continue from; the run begins anew")
     return Start(record, checkpoint)
+
+
+def _choose_checkpoint(folder: Path, rhythm: Rhythm, say: Callable[[str], None]) -> Path | None:
+    """Find the last checkpoint from which a run can be continued exactly, and say which are not."""
+    for path in reversed(checkpoints(folder)):
+        if not is_complete(path):
+            say(f"{path}: was cut off while it was written; passed over, not deleted")
+        elif not rhythm.is_exact(checkpoint_step(path)):
+            say(f"{path}: was written while its completions were in use; passed over, not deleted")
+        else:
+            return path
+    return None
 
 
 def _take(folder: Path) -> None:
@@ -183,13 +211,13 @@ def damage(checkpoint: Path) -> str | None:
     for path in sorted(checkpoint.rglob("*")):
         try:
             _look_into(path)
-        except (ValueError, OSError, SafetensorError, zipfile.BadZipFile) as error:
+        except Exception as error:  # each format has errors of its own
             return f"{path.relative_to(checkpoint)}: {first_line(error)}"
     return None
 
 
 def _look_into(path: Path) -> None:
-    """Read as much of a file as shows that it ends where it should. Raises what its format does."""
+    """Read as much of a file as shows that nothing is missing. Raises what its format does."""
     if path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix == ".safetensors":
@@ -198,7 +226,14 @@ def _look_into(path: Path) -> None:
     elif path.suffix in (".pt", ".pth", ".bin"):
         with zipfile.ZipFile(path):  # the table of contents stands at the end
             pass
+    elif path.name == ".metadata":  # of weights or an optimizer that FSDP has written in shards
+        from torch.distributed.checkpoint import FileSystemReader
+
+        for part in FileSystemReader(path.parent).read_metadata().storage_data.values():
+            shard = path.parent / part.relative_path
+            if shard.stat().st_size < part.offset + part.length:
+                raise ValueError(f"{shard.name} is cut off")
 
 
-def _length(record: RunRecord) -> tuple[object, object]:
+def _length(record: RunRecord) -> tuple[int, float]:
     return record["arguments"]["max_steps"], record["arguments"]["num_train_epochs"]

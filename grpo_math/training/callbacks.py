@@ -1,4 +1,4 @@
-"""What happens beside training: the metrics file, a line per step, and checkpoints that are whole or not counted."""
+"""What happens beside training: the metrics file, a line a step, checkpoints, and stopping."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 from accelerate import PartialState
@@ -28,13 +29,16 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):
-    """Append every logged step to `metrics.jsonl`; a resume drops the rows of steps that will be made again."""
+    """Append every logged step to `metrics.jsonl`.
+
+    A continued run drops the rows of steps that it makes again.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if not state.is_world_process_zero or not self.path.exists():
             return
@@ -53,8 +57,8 @@ class MetricsFile(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict | None = None,
-        **_: Any,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
@@ -64,10 +68,10 @@ class MetricsFile(TrainerCallback):
 
 
 class StepPrinter(TrainerCallback):
-    """One line per logged step, instead of a progress bar that a batch job's log cannot show."""
+    """Print a line per logged step, as a batch job's log cannot show a progress bar."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.started, self.first_step = time.time(), state.global_step
 
@@ -76,88 +80,127 @@ class StepPrinter(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict | None = None,
-        **_: Any,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if not state.is_world_process_zero or not logs or "reward" not in logs:
             return
         parts = [f"step {state.global_step}/{state.max_steps}", f"reward {logs['reward']:.3f}"]
-        parts += [
-            f"{key.split('/')[1]} {value:.2f}"
-            for key, value in logs.items()
-            if key.startswith("rewards/") and key.endswith("/mean") and value is not None
-        ]
+        for key, value in logs.items():
+            if key.startswith("rewards/") and key.endswith("/mean") and value is not None:
+                parts.append(f"{key.split('/')[1]} {value:.2f}")
         parts.append(f"tokens {logs['completions/mean_length']:.0f}")
         if logs["completions/clipped_ratio"]:
             parts.append(f"cut {logs['completions/clipped_ratio']:.0%}")
         parts.append(f"no variance {logs['frac_reward_zero_std']:.0%}")
         elapsed = time.time() - self.started
-        done = state.global_step - self.first_step
-        if done:
-            parts.append(
-                f"{elapsed:.0f} s, {elapsed / done * (state.max_steps - state.global_step):.0f} s to go"
-            )
+        if done := state.global_step - self.first_step:
+            left = elapsed / done * (state.max_steps - state.global_step)
+            parts.append(f"{elapsed:.0f} s, {left:.0f} s to go")
         print("  ".join(parts), flush=True)
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Mark a checkpoint once every process has written its part, and only then delete the oldest complete ones.
+    """See to it that a run can be continued exactly from every checkpoint that counts.
 
-    Deleting is done here and not by `save_total_limit`, which would delete the last whole checkpoint while its
-    successor may still be cut off. Incomplete checkpoints are never deleted.
+    - A checkpoint is written where `is_exact` says so of its step. One that is due elsewhere is
+      written at the next such step, and the run's last one, if need be, at the last such step.
+    - It is marked once every process has written its part. Only then are the oldest complete ones
+      deleted down to --save_total_limit, never an incomplete one.
+      transformers would delete the last complete one while its successor may still be cut off.
     """
 
-    def __init__(self, run_dir: Path, record: RunRecord, keep: int | None) -> None:
-        self.run_dir, self.record, self.keep = run_dir, record, keep
+    def __init__(
+        self, record: RunRecord, is_exact: Callable[[int], bool], say: Callable[[str], None]
+    ) -> None:
+        self.record, self.is_exact, self.say = record, is_exact, say
+        self.run_dir = Path(record["arguments"]["output_dir"])
+        self.keep: int | None = record["arguments"]["save_total_limit"]
+        self.due = self.has_said = False
+        self.saved: int | None = None  # the step of the last checkpoint of this process
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        state.compute_steps(args, state.max_steps)  # or the checkpoint's --save_steps would count
+        exact = filter(self.is_exact, range(state.max_steps, -1, -1))
+        self.last = next(exact)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        is_last = state.global_step == self.last and args.save_strategy != "no"
+        self.due |= control.should_save or is_last
+        control.should_save = self.due and self.is_exact(state.global_step)
+        if control.should_save:
+            self.due = False
+        elif self.due:
+            self._say_moved(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        is_new = state.global_step != self.saved
+        control.should_save &= is_new and self.is_exact(state.global_step)
+
+    def _say_moved(self, state: TrainerState) -> None:
+        if not self.has_said:
+            self.has_said = True
+            when = "before them" if state.global_step > self.last else "when they are used up"
+            self.say(
+                f"note: no checkpoint after step {state.global_step}, whose completions are still "
+                f"in use: it is written {when}, where a run can be continued exactly"
+            )
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
+        self.saved = state.global_step
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
         mark_complete(self.run_dir / f"checkpoint-{state.global_step}", self.record)
         tell_job("saved")
-        if self.keep is not None:
-            complete = [path for path in checkpoints(self.run_dir) if is_complete(path)]
+        if self.keep and self.keep > 0:
+            complete = filter(is_complete, checkpoints(self.run_dir))
             earlier = [path for path in complete if checkpoint_step(path) <= state.global_step]
             for path in earlier[: -self.keep]:
                 shutil.rmtree(path)
 
 
 class StopSignal(TrainerCallback):
-    """Stop after a checkpoint when any process has received USR1 or TERM: all agree on it at the end of a step.
+    """Stop after a checkpoint when any process has received USR1 or TERM; all agree on the step.
 
-    A stop falls between two generations of completions (`every` optimizer steps), where a run can be continued exactly.
+    A stop falls on a step after which the run can be continued exactly, as `is_exact` says.
     Installed when made, so that a signal during loading counts.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every, self.received, self.stopped, self.training = every, False, False, False
+    def __init__(self, is_exact: Callable[[int], bool]) -> None:
+        self.is_exact = is_exact
+        self.received = self.stopped = self.training = False
         for name in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(name, self._receive)
 
-    def _receive(self, number: int, _: Any) -> None:
+    def _receive(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGTERM and not self.training:
             raise SystemExit(128 + number)  # nothing to save yet
         self.received = True
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.training = True
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        if state.global_step % self.every or state.global_step >= state.max_steps:
+        if not self.is_exact(state.global_step) or state.global_step >= state.max_steps:
             return
         if reduce(torch.tensor(float(self.received), device=args.device)).item():
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        signal.signal(
-            signal.SIGUSR1, signal.SIG_IGN
-        )  # Python takes its own handlers away at exit: USR1 would kill
+        # Python takes its own handlers away at exit, and then USR1 would kill.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

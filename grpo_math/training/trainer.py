@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer
@@ -36,6 +37,7 @@ from grpo_math.training.micro_batches import (
     removable_padding,
     repack,
 )
+from grpo_math.training.sampling import EpochSampler
 from grpo_math.training.shared_prompts import log_probs, same_prompts, why_not_shared
 from grpo_math.training.step_metrics import Size, StepMetrics
 from grpo_math.training.vllm_weights import LoraGeneration
@@ -75,6 +77,17 @@ class MathGRPOTrainer(GRPOTrainer):
         )
         self._removable = (*removable_padding(self.model.config), self.pad_to_multiple_of or 1)
         self._step_metrics = StepMetrics(self.importance_sampling_level == "sequence")
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
+        positions = super()._get_train_sampler(dataset)
+        return EpochSampler(positions, lambda: int(self.state.epoch or 0))
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """Make no step beyond the last; transformers makes one when it continues from the last."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**arguments)
+        else:
+            self.control.should_training_stop = True
 
     def _why_not_exact(self) -> str | None:
         if self.beta != 0:
