@@ -43,6 +43,8 @@ class RunRecord(TypedDict, total=False):
     """What `run.json` says of a run. A key that is not needed, or that an older run lacks, is absent."""
 
     model: str  # a folder or a Hub id
+    model_sha256: str  # of the weights that training began with
+    model_at: list[str]  # a folder's absolute path, and the one from the run's folder
     task: str
     prompt: str  # name of the prompt style
     chat: bool  # whether questions were asked through the chat template

@@ -1,9 +1,11 @@
 """A LoRA adapter: trained by real steps, resumed as if never stopped, evaluated on its base model, and merged."""
 
+import json
 import shutil
 
 import pytest
 from grpo_math.data.problems import sum_problems
+from grpo_math.models.source import find_base
 
 from conftest import STARTER, read_rows, run_all, write_jsonl
 
@@ -53,6 +55,9 @@ def test_train_resume_evaluate_merge(tmp_path):
     for step, values in steps.items():
         assert again[step] == pytest.approx(values, rel=1e-4, abs=1e-6), step
     assert accuracies_again == accuracies
+
+    record = json.loads((run / "checkpoint-final/run.json").read_text())
+    assert record["model_at"][0] == str(STARTER) == find_base(str(run / "checkpoint-final")).path
 
     ours, base = (read_rows(tmp_path / f"evals/{name}.jsonl") for name in ("adapter", "base"))
     assert sum(row["strict"] for row in ours) / 40 == pytest.approx(accuracies[4])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from grpo_math.models.loading import Loading, load_weights
+from grpo_math.models.source import resolve_model
 from grpo_math.training.vllm_weights import LoraGeneration
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -66,6 +68,19 @@ def test_vllm_gets_the_model_that_is_trained(kind):
     assert (logits(fresh) - logits(AutoModelForCausalLM.from_pretrained(STARTER))).abs().max() > 0.01
     for name, parameter in model.named_parameters():
         assert name not in before or torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_answers_as_the_model_that_was_trained(kind, tmp_path):
+    """Loaded as the evaluators load it, and written whole as the export writes it. The starter model's head is tied."""
+    model = trained(kind)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load_weights(resolve_model(str(tmp_path / "adapter")), Loading(), torch.float32)
+    assert (logits(loaded) - logits(model)).abs().max() < 1e-4
+    assert loaded.config.tie_word_embeddings == (kind not in ON_TIED_WEIGHTS)
+    loaded.save_pretrained(tmp_path / "whole")
+    whole = load_weights(resolve_model(str(tmp_path / "whole")), Loading(), torch.float32)
+    assert torch.equal(logits(whole), logits(loaded))
 
 
 def test_the_sum_is_rounded_once():

@@ -14,6 +14,7 @@ from grpo_math.launch.arguments import Options, read_mapping
 from grpo_math.launch.processes import rank_line
 from grpo_math.launch.settle import UNRECORDED, Facts
 from grpo_math.launch.training_data import TrainingData
+from grpo_math.models.fingerprint import starting_model
 from grpo_math.models.loading import Loading, load_config, load_tokenizer
 from grpo_math.models.source import ModelSource, resolve_model
 from grpo_math.rewards.build import RewardFunction
@@ -159,6 +160,8 @@ def describe_run(
     }
     if options.advantage == "no_baseline":  # the others are TRL's
         own["advantage"] = options.advantage
+    if not options.dry_run:  # which is not to read all weights for a digest
+        own |= starting_model(model.source, model.config, settled[0].output_dir)
     record = build_record(*settled, own)
     record["arguments"] |= {name: getattr(given, name) for name in UNRECORDED}
     return record

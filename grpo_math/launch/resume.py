@@ -177,6 +177,7 @@ def _check_same_run(folder: Path, old: RunRecord | None, record: RunRecord) -> N
 def differences(old: RunRecord, new: RunRecord) -> list[str]:
     """List `name: old -> new` for every setting in which two records describe different runs."""
     before, after = _settings(old), _settings(new)
+    before.setdefault("model_sha256", after.get("model_sha256"))  # which older runs did not record
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
@@ -188,7 +189,7 @@ def _settings(record: RunRecord) -> dict[str, object]:
     """Give all that may not change when a run is continued."""
     recorded = record.get("arguments", {})
     settings: dict[str, object] = {**record, **recorded}
-    for name in ("arguments", "versions"):
+    for name in ("arguments", "versions", "model_at"):
         settings.pop(name, None)
     for name in filter(FREE.fullmatch, recorded):
         settings.pop(name)

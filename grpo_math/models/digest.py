@@ -20,24 +20,21 @@ def folder_digest(folder: str | Path) -> str:
     """
     folder = Path(folder)
     files = [*folder.glob("*.safetensors"), *(folder / name for name in CONFIGURATIONS)]
-    if "auto_map" in _read(folder / "config.json"):  # the model is built by code beside it
+    config = folder / "config.json"
+    if config.is_file() and b'"auto_map"' in config.read_bytes():  # code beside it builds the model
         files += folder.glob("*.py")
     files = sorted(path for path in files if path.is_file())
     with ThreadPoolExecutor() as pool:  # a model of many files is read from many places at once
-        digests = list(pool.map(_file_digest, files))
+        digests = pool.map(_file_digest, files)
     lines = [f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
 def _file_digest(path: Path) -> str:
     if path.name == "adapter_config.json":
-        settings = json.loads(_read(path))
-        kept = {key: value for key, value in settings.items() if key not in NOT_ITS_OWN}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        own = {key: value for key, value in settings.items() if key not in NOT_ITS_OWN}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     stat = path.stat()
     return _bytes_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
 

@@ -1,14 +1,15 @@
-"""Which weights are meant: a Hub id, a folder, a checkpoint or a run's folder."""
+"""Find which weights are meant: a Hub id, a folder, a checkpoint or a run's folder."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from grpo_math.errors import UsageError
+from grpo_math.models.digest import folder_digest
 from grpo_math.run_folder import (
     FINAL,
     RECORD,
@@ -18,10 +19,12 @@ from grpo_math.run_folder import (
     read_record,
 )
 
+ADAPTER = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's weights are (`path`: a folder or a Hub id), what to call it, and the run that made it."""
+    """Where weights are (`path`: a folder or a Hub id), their name, and the run that made them."""
 
     path: str
     name: str
@@ -29,42 +32,43 @@ class ModelSource:
 
 
 def resolve_model(model: str, revision: str = "main") -> ModelSource:
-    """Find the weights behind a Hub id, a model's folder, a checkpoint, or a run's folder (final or last checkpoint).
+    """Find the weights behind a Hub id, a model's folder, a checkpoint, or a run's folder.
 
-    `revision` is that of a model on the Hub.
+    Of a run that is the final model or else the last checkpoint. `revision` is a Hub model's.
 
     Raises:
-        UsageError: a folder holds neither a model nor a complete checkpoint, or a path does not exist.
+        UsageError: a folder holds no model and no complete checkpoint, or a path does not exist.
     """
     folder = Path(model).expanduser()
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model.strip():
-            raise UsageError(
-                f"{model}: no such folder, and not a Hub id such as Qwen/Qwen2.5-0.5B-Instruct"
-            )
+            example = "Qwen/Qwen2.5-0.5B-Instruct"
+            raise UsageError(f"{model}: no such folder, and not a Hub id such as {example}")
         return ModelSource(model, model.rsplit("/", 1)[-1], _hub_record(model, revision))
     if folder.is_file():
         raise UsageError(f"{model}: is a file; name the folder it is in")
     name = folder.resolve().name
     if _holds_model(folder):
-        parent = folder.resolve().parent.name
-        return ModelSource(
-            str(folder),
-            f"{parent}-{name}" if name.startswith("checkpoint") else name,
-            read_record(folder),
-        )
+        if name.startswith("checkpoint"):
+            name = f"{folder.resolve().parent.name}-{name}"
+        return ModelSource(str(folder), name, read_record(folder))
     chosen = folder / FINAL if is_complete(folder / FINAL) else last_complete_checkpoint(folder)[0]
     if chosen is None:
-        raise UsageError(
-            f"{model}: holds neither a model (config.json) nor a complete checkpoint of a run"
-        )
-    return ModelSource(
-        str(chosen), f"{name}-{chosen.name}", read_record(chosen) or read_record(folder)
-    )
+        missing = "neither a model (config.json) nor a complete checkpoint of a run"
+        raise UsageError(f"{model}: holds {missing}")
+    record = read_record(chosen) or read_record(folder)
+    return ModelSource(str(chosen), f"{name}-{chosen.name}", record)
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER).is_file()
 
 
 def _hub_record(model: str, revision: str) -> RunRecord | None:
-    """The record that a model was pushed to the Hub with, if any; what else is wrong shows when the model is loaded."""
+    """Read the record that a model was pushed to the Hub with, if any.
+
+    What else is wrong shows when the model is loaded.
+    """
     import httpx
     from huggingface_hub import (
         get_hf_file_metadata,
@@ -74,37 +78,93 @@ def _hub_record(model: str, revision: str) -> RunRecord | None:
     )
 
     try:
-        path: Any = try_to_load_from_cache(model, RECORD, revision=revision)
+        path = try_to_load_from_cache(model, RECORD, revision=revision)
         with contextlib.suppress(httpx.HTTPError, OSError):
-            get_hf_file_metadata(
-                hf_hub_url(model, RECORD, revision=revision)
-            )  # once: a download would try for long
+            # Asked once: a download would try for long.
+            get_hf_file_metadata(hf_hub_url(model, RECORD, revision=revision))
             path = hf_hub_download(model, RECORD, revision=revision)
         record = read_record(Path(path).parent) if isinstance(path, str) else None
     except (ValueError, UsageError):  # not a name of the Hub, or not a record
-        record = None
-    return (
-        record if record and "reward_funcs" in record else None
-    )  # else another's file of that name
+        return None
+    return record if record and "reward_funcs" in record else None  # else another's file
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an adapter was trained on: a folder, or a Hub id with its commit if that is known."""
+
+    path: str
+    commit: str | None = None
+
+
+def find_base(path: str) -> Base | None:
+    """Find the base of a LoRA adapter's folder; None when `path` is no such folder.
+
+    It is looked for where adapter_config.json says, seen from here and from every folder around the
+    adapter, and where the run's record says that it lay and lies seen from the run's folder.
+
+    Raises:
+        UsageError: there is none, or another model than the adapter was trained on.
+    """
+    folder = Path(path)
+    if not (folder / ADAPTER).is_file():
+        return None
+    written = _written_base(folder)
+    record = read_record(folder) or read_record(folder.parent) or RunRecord()
+    places = list(_places(folder, written, record.get("model_at", [])))
+    trained_on = record.get("model_sha256", "")
+    way_out = (
+        f"put that one back, or name its folder as base_model_name_or_path in {folder / ADAPTER}"
+    )
+    if not places:
+        if trained_on and not trained_on.startswith("commit "):
+            raise UsageError(f"{path}: its base model {written} is not there; {way_out}")
+        return Base(written, trained_on.removeprefix("commit ") or None)
+    digests = {place: folder_digest(place) for place in places}
+    if not trained_on:
+        if len(set(digests.values())) > 1:
+            named = " and ".join(map(str, places))
+            raise UsageError(f"{path}: its base may be {named}, which differ; {way_out}")
+        return Base(str(places[0]))
+    for place, digest in digests.items():
+        if digest == trained_on:
+            return Base(str(place))
+    raise UsageError(
+        f"{path}: {places[0]} is not the model that this adapter was trained on "
+        f"({digests[places[0]]}, trained on {trained_on}); {way_out}"
+    )
 
 
 def adapter_base(path: str) -> str | None:
-    """The base model of a LoRA adapter's folder, or None when `path` is no such folder."""
-    config = Path(path) / "adapter_config.json"
-    if not config.is_file():
-        return None
+    """Give the path or Hub id of an adapter's base; None when `path` is no adapter's folder."""
+    base = find_base(path)
+    return base.path if base else None
+
+
+def _places(folder: Path, written: str, recorded: list[str]) -> Iterator[Path]:
+    """List the folders with a model in which an adapter's base may be, likely ones first."""
+    around = folder.resolve().parents
+    candidates = [Path(written).expanduser()]
+    candidates += [start / path for path in recorded for start in (folder, folder.parent)]
+    candidates += [start / written for start in around]
+    seen = set()
+    for place in candidates:
+        if place.resolve() not in seen and (place / "config.json").is_file():
+            seen.add(place.resolve())
+            yield place
+
+
+def _written_base(folder: Path) -> str:
+    """Read the base's name from an adapter's configuration."""
+    config = folder / ADAPTER
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path is {base!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{config}: names no base model ({type(error).__name__}: {error}); restore the file"
-        ) from error
-    if not (config.parent / "adapter_model.safetensors").is_file():
-        raise UsageError(
-            f"{path}: holds no adapter_model.safetensors; other formats run code when loaded"
-        )
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{config}: names no base model ({reason}); restore the file") from error
+    if not (folder / "adapter_model.safetensors").is_file():
+        missing = "adapter_model.safetensors; other formats run code when loaded"
+        raise UsageError(f"{folder}: holds no {missing}")
     return base
-
-
-def _holds_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()

@@ -52,6 +52,7 @@ def export(
             kept = {key: value for key, value in record["arguments"].items() if _matters(key)}
             stripped = record.copy()
             stripped["arguments"] = kept
+            stripped.pop("model_at", None)  # a path of this machine
             write_record(partial, stripped)
         card = model_card(target.name, record, origin, base is not None, measured)
         write_text_atomic(partial / "README.md", card)
