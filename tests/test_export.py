@@ -124,7 +124,7 @@ def test_the_card_says_what_was_measured_and_how_to_do_it_again(work):
     given = parse_trl_arguments(options, machine_defaults()[0])
     args, model_args = settle_arguments(options, given, Facts(name="x", path=options.model))
     record = read_record(work / "outputs/lora/checkpoint-final")
-    own = {key: record[key] for key in ("model", "task", "prompt", "chat", "train_data")}
+    own = {key: record[key] for key in ("model", "model_sha256", "task", "prompt", "chat", "train_data")}
     rebuilt = build_record(args, model_args, {**own, "reward_funcs": options.reward_funcs})
     rebuilt["arguments"]["model_init_kwargs"] = given.model_init_kwargs
     assert differences(record, rebuilt) == []

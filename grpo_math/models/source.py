@@ -123,14 +123,14 @@ def find_base(path: str) -> Base | None:
     digests = {place: folder_digest(place) for place in places}
     if not trained_on:
         if len(set(digests.values())) > 1:
-            named = " and ".join(map(str, places))
+            named = " and ".join(str(place.resolve()) for place in places)
             raise UsageError(f"{path}: its base may be {named}, which differ; {way_out}")
         return Base(str(places[0]))
     for place, digest in digests.items():
         if digest == trained_on:
             return Base(str(place))
     raise UsageError(
-        f"{path}: {places[0]} is not the model that this adapter was trained on "
+        f"{path}: {places[0].resolve()} is not the model that this adapter was trained on "
         f"({digests[places[0]]}, trained on {trained_on}); {way_out}"
     )
 
