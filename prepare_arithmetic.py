@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         "--depth", type=int, default=3, help="most operations in one another (default: 3)"
     )
     parser.add_argument(
-        "--test_split", type=float, default=0.1, help="share of test problems (default: 0.1)"
+        "--test_split", type=float, default=0.1, help="share of test problems, 0 for no test file"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -54,8 +54,8 @@ def main() -> None:
         raise UsageError(
             f"--num_problems {args.num_problems}: at least 2 are needed, one for each split"
         )
-    if not 0 < args.test_split < 1:
-        raise UsageError(f"--test_split {args.test_split}: must lie between 0 and 1")
+    if not 0 <= args.test_split < 1:
+        raise UsageError(f"--test_split {args.test_split}: must be at least 0 and below 1")
     if not 2 <= args.depth <= 10:
         raise UsageError(f"--depth {args.depth}: must lie between 2 and 10")
     try:
@@ -64,13 +64,16 @@ def main() -> None:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    test = min(max(1, round(args.num_problems * args.test_split)), args.num_problems - 1)
+    train = args.num_problems
+    if args.test_split:
+        train -= min(max(1, round(train * args.test_split)), train - 1)
     rows = [{"question": p.question, "answer": p.answer, "task": p.task} for p in problems]
     folder = args.output_dir or Path("data") / ("arithmetic" if args.kind == "sum" else args.kind)
-    for name, split in (("train", rows[:-test]), ("test", rows[-test:])):
+    for name, split in (("train", rows[:train]), ("test", rows[train:])):
         path = folder / f"{name}.jsonl"
-        write_rows(path, split)
-        print(f"{path}: {len(split):,} problems, sha256 {fingerprint(path)}")
+        if split:
+            write_rows(path, split)
+            print(f"{path}: {len(split):,} problems, sha256 {fingerprint(path)}")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,13 @@ def test_prepare_arithmetic_is_reproducible_and_its_splits_are_disjoint(tmp_path
     assert not {numbers(row) for row in train} & {numbers(row) for row in test}
 
 
+def test_prepare_arithmetic_without_a_test_split(tmp_path):
+    done = script(["prepare_arithmetic.py", "--num_problems", 40, "--test_split", 0], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(read_rows(tmp_path / "data/arithmetic/train.jsonl")) == 40
+    assert not (tmp_path / "data/arithmetic/test.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
