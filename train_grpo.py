@@ -87,6 +87,11 @@ def train(plan: Plan, options: Options) -> None:
     start = open_run(plan.record, rhythm, options.resume, say)
     if start.finished:
         return
+    if start.checkpoint and plan.args.sync_ref_model:
+        raise UsageError(
+            f"--sync_ref_model: {start.checkpoint} does not hold the reference model as it was "
+            "then, so the run cannot be continued; choose another --output_dir"
+        )
     for line in plan.lines:
         say(line)
     if vllm_mode(plan.args) == "server":

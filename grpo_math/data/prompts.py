@@ -16,6 +16,7 @@ from grpo_math.data.styles import PLAIN_TEXT_STOP, SHOT, know
 from grpo_math.data.styles import STYLES as STYLES
 from grpo_math.data.styles import PromptStyle as PromptStyle
 from grpo_math.data.styles import get_style as get_style
+from grpo_math.errors import UsageError
 
 Messages = list[dict[str, str]]
 Prompt = Messages | str  # of a model with a chat template, or of one without
@@ -94,6 +95,14 @@ def stop_strings(chat: bool, style: PromptStyle | None = None) -> tuple[str, ...
     return style.stop if style else PLAIN_TEXT_STOP
 
 
+# What `apply_chat_template` takes for itself.
+CALL_ARGUMENTS = {
+    *("conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "return_dict", "return_tensors", "padding", "truncation"),
+    *("max_length", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+
+
 @dataclass(frozen=True)
 class Asking:
     """All that shapes a prompt: a run records it, and whoever asks its model reads it there.
@@ -103,6 +112,13 @@ class Asking:
 
     style: PromptStyle
     template: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if taken := sorted(self.template.keys() & CALL_ARGUMENTS):
+            raise UsageError(
+                f"chat_template_kwargs: {', '.join(taken)} is no argument of a template, but of the "
+                "call that fills it in; leave it out"
+            )
 
     def stop(self, tokenizer: Any) -> tuple[str, ...]:
         """Give the strings that end a completion, for a model with this tokenizer."""

@@ -20,7 +20,8 @@ def load_rows(path: str | Path, task: str | None = None) -> list[Row]:
     """Read a JSONL file's rows, each with a `task`, a canonical `answer` and an `id` of its own.
 
     `task` overrides what the rows say; a row that says none is of the task `custom`. The id is made
-    from the question's text, so a question has the same id in every file and evaluation.
+    from the question's text, so a question has the same id in every file and evaluation. One that
+    the file gives is kept as `row_id`.
 
     Raises:
         UsageError: the file or a row cannot be used; the message names the file, line and field.
@@ -35,6 +36,8 @@ def load_rows(path: str | Path, task: str | None = None) -> list[Row]:
         digest = hashlib.sha256(text).hexdigest()[:12]
         seen[digest] += 1
         row["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if raw.get("id") not in (None, row["id"]):
+            row["row_id"] = raw["id"]
         rows.append(row)
     return rows
 

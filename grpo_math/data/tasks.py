@@ -40,6 +40,7 @@ class Row(TypedDict):
     answer: str
     task: str
     id: NotRequired[str]
+    row_id: NotRequired[object]
 
 
 @dataclass(frozen=True)

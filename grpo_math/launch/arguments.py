@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -265,11 +265,16 @@ def parse_trl_arguments(options: Options, machine: Arguments) -> argparse.Namesp
         UsageError: a key of the recipe or a flag is unknown, or a value cannot be read.
     """
     parser = trl_parser()
-    known = {action.dest for action in parser._actions}
-    for key in options.recipe:
+    known = {action.dest: action for action in parser._actions}
+    for key, value in options.recipe.items():
         if key not in known:
             raise UsageError(
                 f"--config {options.config}: unknown key {key!r}{_suggest(key, known)}"
+            )
+        choices = known[key].choices  # argparse looks at those of flags alone
+        if choices and value not in choices:
+            raise UsageError(
+                f"--config {options.config}: {key}: {value!r} is none of {', '.join(choices)}"
             )
     parser.set_defaults(**machine)
     parser.set_defaults(**options.recipe)
@@ -284,10 +289,10 @@ def parse_trl_arguments(options: Options, machine: Arguments) -> argparse.Namesp
         own = {action.dest for action in _own_parser("")._actions}
         if not unknown[0].startswith("-"):
             raise UsageError(f"unexpected {unknown[0]!r}: MODEL comes first, before any flag")
-        raise UsageError(f"unknown argument {unknown[0]!r}{_suggest(name, known | own)}")
+        raise UsageError(f"unknown argument {unknown[0]!r}{_suggest(name, {*known, *own})}")
     return namespace
 
 
-def _suggest(name: str, known: set[str]) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]!r}?" if close else "; --help_all lists all"

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
     from trl import GRPOConfig, ModelConfig
 
+# What TRL means by these columns is not what a row does, or they never reach a reward.
+TRL_COLUMNS = {
+    *("prompt", "prompts", "completion", "completions", "completion_ids", "image", "images"),
+    *("environment", "environments", "trainer_state", "log_extra", "log_metric"),
+}
+
 
 @dataclass(frozen=True)
 class Model:
@@ -91,6 +97,10 @@ def choose_asking(options: Options, rows: list[Row], source: ModelSource) -> tup
     elif not recorded:
         origin = f"the default of task {rows[0]['task']}"
     line = f"prompt style {style.name}, {origin}"
+    if options.chat_template_kwargs and not style.chat:
+        raise UsageError(
+            f"--chat_template_kwargs: prompt style {style.name} uses no chat template; leave it out"
+        )
     if template:
         line += f"; chat template with {template}"
     return Asking(style, template), line
@@ -113,20 +123,26 @@ def build_questions(data: TrainingData, asking: Asking, model: Model) -> Questio
 
 
 def build_dataset(rows: list[Row], prompts: list[Prompt]) -> Dataset:
-    """Give one row per question: the prompt, and every field that all rows have, for the rewards."""
+    """Give a row per question: its prompt, and for the rewards every field that any row has.
+
+    A field that a row lacks is None there. One whose name TRL uses is called `row_NAME`.
+    """
     from datasets import Dataset
 
-    shared = [
-        key
-        for key in rows[0]
-        if key not in ("prompt", "solution") and all(key in row for row in rows)
-    ]
-    columns = {key: [row[key] for row in rows] for key in shared}
-    try:
-        return Dataset.from_dict(columns | {"prompt": prompts})
-    except Exception as error:  # pyarrow's errors for mixed types share no base of their own
-        reason = first_line(error)
-        raise UsageError(f"the rows' fields do not have one type each ({reason})") from error
+    columns: dict[str, list[object]] = {}
+    for number, row in enumerate(rows):
+        for key, value in row.items():
+            name = f"row_{key}" if key in TRL_COLUMNS else key
+            if name != key and name in row:
+                raise UsageError(f"fields {key!r} and {name!r} of the rows: give one of the two")
+            columns.setdefault(name, [None] * len(rows))[number] = value
+    for name, values in columns.items():
+        try:
+            Dataset.from_dict({name: values})
+        except Exception as error:  # pyarrow's errors for mixed types share no base of their own
+            reason = first_line(error)
+            raise UsageError(f"field {name!r} of the rows: not of one type ({reason})") from error
+    return Dataset.from_dict(columns | {"prompt": prompts})
 
 
 def collect_facts(model: Model, asking: Asking, questions: Questions, task: str) -> Facts:

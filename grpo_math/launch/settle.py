@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from grpo_math.errors import UsageError
+from grpo_math.errors import UsageError, first_line
 from grpo_math.generation.backend import check_context
 from grpo_math.launch.arguments import REWARDS, SCALE_REWARDS, Arguments, Options, read_mapping
 from grpo_math.launch.processes import check_launch
@@ -62,6 +62,7 @@ def settle_arguments(
         values["vllm_max_model_length"] = facts.longest_prompt + given.max_completion_length
     args, model_args = _build_configs(values)
     check_launch(args.world_size)
+    _try_optimizer(args)
     return args, model_args
 
 
@@ -76,6 +77,27 @@ def _build_configs(values: Arguments) -> tuple[GRPOConfig, ModelConfig]:
         return build(GRPOConfig), build(ModelConfig)
     except (ValueError, ImportError, TypeError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+def _try_optimizer(args: GRPOConfig) -> None:
+    """Make optimizer and schedule for a single number, as the trainer will once it has loaded."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if "nstall" in reason or "import" in reason:  # the others need the model to be made
+            raise UsageError(f"--optim {args.optim.value}: {reason}") from error
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    name, settings = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    try:
+        get_scheduler(name, optimizer, 0, 1000, scheduler_specific_kwargs=settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--lr_scheduler_type {name.value}: {first_line(error)} (--lr_scheduler_kwargs)"
+        ) from error
 
 
 def _reward_weights(options: Options, given: argparse.Namespace) -> list[float] | None:
