@@ -1,21 +1,24 @@
 """How sure one can be of an accuracy, or of a difference between two: pure functions.
 
-A score is what one sample of one question got: 0 (or False) for wrong, 1 (or True) for right, or a
-share in between. Questions are the independent draws. Samples of one question are not independent
-of each other, nor are equal questions (`clusters` gives the same label to those), so each interval
-is clustered. One that is about a way to train counts how much its runs differ as well.
+docs/statistics.md has the formulas with their sources. A score is what a sample of a question got:
+0 (or False) for wrong, 1 (or True) for right, or a share. `clusters` label the questions; those
+with one label are one draw. ValueError: nothing is given, lengths differ, a score is not in 0..1.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
-from statistics import NormalDist, fmean, variance
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
 
-Scores = Sequence[float]  # one of each question
-Clusters = Sequence[Hashable] | None  # a label of each question; None: all differ
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Scores = Sequence[float]  # one of each question, or of each of a question's samples
+Labels = Sequence[str] | Sequence[int]
+Z = NormalDist().inv_cdf(0.975)
 
 
 class Interval(NamedTuple):
@@ -34,181 +37,125 @@ class Scorecard(NamedTuple):
 
 
 def mean_interval(
-    scores_by_question: Sequence[Scores], level: float = 0.95, clusters: Clusters = None
+    scores_by_question: Sequence[Scores], level: float = 0.95, clusters: Labels | None = None
 ) -> Interval:
-    """Give the mean over Q questions of each one's mean, with a clustered confidence interval.
+    """Give the mean over questions of each one's mean; Wilson's bounds at its effective size."""
+    import numpy as np
 
-    With m_q the mean score of question q, p the mean of all m_q, and C clusters c of n_c questions:
-
-        SE^2 = C / (C - 1) sum_c (sum_(q in c) (m_q - p))^2 / Q^2     the clustered standard error
-        n    = p (1 - p) / SE^2, kept within N <= n <= Q H            the effective sample size
-        bounds = (p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)
-
-    N = Q^2 / sum n_c^2 is Q where all questions differ. H is the harmonic mean of the samples per
-    question: not even independent samples could carry more than n = Q H. With one sample of each
-    question this is the Wilson score interval with n = Q; with several samples and many questions
-    it comes to p +- z SE. Where SE^2 says nothing (all wrong, all right, one cluster) n = N, which
-    is conservative. So no interval has zero width, and none leaves 0..1.
-
-    Sources: Miller 2024 (arXiv 2411.00640) for SE; Wilson 1927 (JASA 22, 209-212) for the bounds;
-    Franco et al. 2019 (J. Survey Statistics and Methodology 7, 334-364) for an effective size.
-
-    Raises ValueError without questions, on one without samples, and on a score outside 0..1.
-    """
-    means = [_question_mean(scores) for scores in scores_by_question]
-    if not means:
-        raise ValueError("no questions, so no mean")
-    mean = math.fsum(means) / len(means)
-    most = len(means) ** 2 / math.fsum(1 / len(scores) for scores in scores_by_question)
-    labels = clusters or range(len(means))
-    least = len(means) ** 2 / sum(count * count for count in Counter(labels).values())
-    squared = _squared_error([each - mean for each in means], labels)
-    size = least
-    if 0 < mean < 1 and len(set(labels)) > 1:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, such as 0.95, found {level}")
+    means = list(map(_question_mean, scores_by_question))
+    questions = len(_checked(means))
+    mean = math.fsum(means) / questions
+    labels = clusters or range(questions)
+    repeats = list(Counter(labels).values())
+    samples = list(map(len, scores_by_question))
+    size = least = questions**2 / float(np.square(repeats).sum())
+    most = questions**2 / float(np.reciprocal(samples, dtype=float).sum())
+    if 0 < mean < 1 and len(repeats) > 1:
+        squared = _squared_error(np.array(means) - mean, labels)
         size = most if squared == 0 else min(max(mean * (1 - mean) / squared, least), most)
-    return _wilson(mean, size, level)
-
-
-def _question_mean(scores: Scores) -> float:
-    if not scores:
-        raise ValueError("a question has no samples")
-    if not all(0 <= score <= 1 for score in scores):  # also false for NaN
-        raise ValueError(f"scores must be within 0..1, found {list(scores)}")
-    return math.fsum(scores) / len(scores)
-
-
-def _squared_error(deviations: Scores, clusters: Sequence[Hashable]) -> float:
-    """Give the square of a mean's clustered standard error, from the deviations from the mean."""
-    sums: dict[Hashable, float] = defaultdict(float)
-    for deviation, cluster in zip(deviations, clusters, strict=True):
-        sums[cluster] += deviation
-    correction = len(sums) / max(1, len(sums) - 1)
-    return correction * math.fsum(each * each for each in sums.values()) / len(deviations) ** 2
-
-
-def _wilson(mean: float, size: float, level: float) -> Interval:
-    z2 = _z(level) ** 2
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     centre = (mean + z2 / (2 * size)) / (1 + z2 / size)
     half = math.sqrt(z2 * mean * (1 - mean) / size + (z2 / (2 * size)) ** 2) / (1 + z2 / size)
     # At the ends, rounding may put the mean outside by 1e-17.
     return Interval(mean, max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean)))
 
 
-def _z(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95, found {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
+def _question_mean(scores: Scores) -> float:
+    mean = math.fsum(scores) / len(scores) if scores else math.nan
+    if math.isnan(mean) or min(scores) < 0 or max(scores) > 1:
+        raise ValueError(f"scores must be within 0..1, and one at least, found {list(scores)}")
+    return mean
 
 
-def paired_difference(a: Scores, b: Scores, clusters: Clusters = None) -> Interval:
-    """Give the mean of b - a over questions asked of both, with its 95% interval.
+def _checked(scores: Scores | Sequence[Scores]) -> NDArray:
+    import numpy as np
 
-    `a[q]` and `b[q]`, both 0..1, are the scores of question q (its mean, if it has several
-    samples); d_q = b_q - a_q. The bounds are those of a normal interval after two imagined
-    questions, one won by b (d = 1), one by a (d = -1):
+    array = np.asarray(scores, dtype=float)
+    if not array.size:
+        raise ValueError("no questions, or a question without samples")
+    if not ((array >= 0) & (array <= 1)).all():  # also false for NaN
+        raise ValueError(f"scores must be within 0..1, found {scores}")
+    return array
 
-        m = sum d_q / (Q + 2),   v = (sum d_q^2 + 2) / (Q + 2) - m^2
-        bounds = m +- 1.96 sqrt(v / (Q + 2))
 
-    For right-or-wrong scores that is the adjusted Wald interval of Bonett and Price 2012
-    (Statistical Methods in Medical Research 21, 479-488). With shares as scores it is the same
-    formula, a little wider than without the two questions. Two models that agree on every question
-    get an interval that shrinks with Q, never one of zero width. Of clusters, the deviations from m
-    are added up before they are squared. The first value is the plain mean of d, not m. Pairing,
-    and why: Miller 2024 (arXiv 2411.00640).
+def _squared_error(deviations: NDArray, labels: Labels) -> float:
+    """Give the square of a mean's clustered standard error, from deviations from the mean."""
+    import numpy as np
 
-    Raises ValueError if the lengths differ, without questions, and on a score outside 0..1.
+    sums = np.bincount(np.unique(labels, return_inverse=True)[1], deviations)
+    correction = len(sums) / max(1, len(sums) - 1)
+    return correction * float(sums @ sums) / len(deviations) ** 2
+
+
+def paired_difference(a: Scores, b: Scores, clusters: Labels | None = None) -> Interval:
+    """Give the mean of b - a over questions asked of both: Bonett and Price's interval.
+
+    `a[q]` and `b[q]` are the scores of question q (the mean, if it has several samples).
     """
+    import numpy as np
+
     differences = _differences(a, b)
-    size = len(differences) + 2
-    total = math.fsum(differences)
-    centre = total / size
-    deviations = [each - centre for each in (*differences, 1.0, -1.0)]
-    labels = (*(clusters or range(len(differences))), object(), object())
-    shrink = (len(set(labels)) - 1) / len(set(labels))  # the formula divides by Q + 2
-    half = _z(0.95) * math.sqrt(shrink * _squared_error(deviations, labels))
-    return Interval(total / len(differences), max(-1.0, centre - half), min(1.0, centre + half))
+    questions = len(differences)
+    value = math.fsum(differences) / questions
+    centre = value * questions / (questions + 2)
+    labels = list(np.unique(clusters or range(questions), return_inverse=True)[1])
+    draws = max(labels) + 3  # with two imagined questions, one won by each side
+    deviations = np.append(differences, (1.0, -1.0)) - centre
+    squared = _squared_error(deviations, [*labels, draws - 2, draws - 1])
+    half = Z * math.sqrt(squared * (draws - 1) / draws)  # the formula divides by Q + 2
+    return Interval(value, max(-1.0, centre - half), min(1.0, centre + half))
 
 
-def _differences(a: Scores, b: Scores) -> list[float]:
-    if len(a) != len(b) or not a:
+def _differences(a: Sequence, b: Sequence) -> NDArray:
+    if len(a) != len(b):
         raise ValueError(f"expected two scores for each question, found {len(a)} and {len(b)}")
-    for scores in (a, b):
-        _question_mean(scores)  # refuses what is no score
-    return [after - before for before, after in zip(a, b, strict=True)]
+    return _checked(b) - _checked(a)
 
 
 def runs_difference(
-    a: Sequence[Scores], b: Sequence[Scores], clusters: Clusters = None
+    a: Sequence[Scores], b: Sequence[Scores], clusters: Labels | None = None
 ) -> Interval:
-    """Give the gain of a way to train, b, over another, a, with its 95% interval.
+    """Give the gain of a way to train, b, over another, a: each is its runs' scores by question.
 
-    Each is its runs' scores of the same Q questions; a side of one run is that model itself. With
-    s^2 the variance of a side's R run means, and d_q the difference of its sides' mean scores of
-    question q, there are two kinds of chance:
-
-        S = sum s^2 / R                                     sums over sides with R > 1
-        T = max(0, SE^2(d) - sum SE^2(noise) / R)
-        bounds = mean of d +- sqrt((t1^2 S + 1.96^2 T + t2^2 (S + T)) / 2)
-
-    S is which seeds were drawn, and with them the chance in single answers. T is which questions
-    were drawn: of the spread of d, only what is beyond the chance in single answers, which S has
-    counted. That noise is what is left of a run's scores without the question's mean over the runs
-    and without the run's own mean. t1 and t2 are Student's, with Welch's and Satterthwaite's degrees
-    of freedom (Welch 1947, Biometrika 34, 28-35) of S and of S + T. Where T is 0 this is Welch's
-    interval on the run means. Else squared half widths that add up (Zou and Donner 2008, Statistics
-    in Medicine 27, 1693-1702) are too wide with few runs, and t2 alone too narrow: halfway is right
-    (94 to 97% in simulation, from three runs on). With no difference anywhere S + T is what two
-    imagined questions make (see `paired_difference`).
-
-    Raises ValueError as `paired_difference`, which it is for two single models.
+    Which seeds were drawn counts by Welch's interval on the run means, which questions were drawn
+    by the spread over them beyond the chance in single answers. A side of one run is that model
+    itself; two single models are compared by `paired_difference`.
     """
     if len(a) == len(b) == 1:
         return paired_difference(a[0], b[0], clusters)
-    differences = _differences(_mean_of_runs(a), _mean_of_runs(b))
+    differences = _differences(_checked(a).mean(0), _checked(b).mean(0))
     labels = clusters or range(len(differences))
     value = math.fsum(differences) / len(differences)
-    questions = _squared_error([each - value for each in differences], labels)
+    questions = _squared_error(differences - value, labels)
     seeds = weight = 0.0
     for side in (a, b):
         if len(side) > 1:
-            part = variance(map(fmean, side)) / len(side)
+            part = float(_checked(side).mean(1).var(ddof=1)) / len(side)
             seeds += part
-            weight += part * part / (len(side) - 1)
-            questions -= _noise(side, labels) / len(side)
+            weight += part**2 / (len(side) - 1)
+            questions -= _noise(_checked(side), labels) / len(side)
     questions = max(0.0, questions, 2 / (len(differences) + 2) ** 2 - seeds)
-    total = seeds + questions
-    last = questions * questions / max(1, len(set(labels)) - 1)
-    squared = student_quantile(total * total / (weight + last)) ** 2 * total
+    both, last = seeds + questions, questions**2 / max(1, len(set(labels)) - 1)
+    squared = Z**2 * questions + student_quantile(both**2 / (weight + last)) ** 2 * both
     if seeds:
-        squared += student_quantile(seeds * seeds / weight) ** 2 * seeds
-    squared = (squared + _z(0.95) ** 2 * questions) / 2
-    half = math.sqrt(squared)
+        squared += student_quantile(seeds**2 / weight) ** 2 * seeds
+    half = math.sqrt(squared / 2)
     return Interval(value, max(-1.0, value - half), min(1.0, value + half))
 
 
-def _mean_of_runs(runs: Sequence[Scores]) -> list[float]:
-    return list(map(fmean, zip(*runs, strict=True)))
-
-
-def _noise(runs: Sequence[Scores], clusters: Sequence[Hashable]) -> float:
-    """Give the square of the standard error that chance in single answers gives one run's mean."""
-    of_questions = _mean_of_runs(runs)
-    overall = fmean(of_questions)
-    squared = 0.0
-    for scores in runs:
-        shift = fmean(scores) - overall
-        left = [each - mean - shift for each, mean in zip(scores, of_questions, strict=True)]
-        squared += _squared_error(left, clusters)
-    return squared / (len(runs) - 1)
+def _noise(runs: NDArray, labels: Labels) -> float:
+    """Give the square of the standard error that chance in single answers gives a run's mean."""
+    left = runs - runs.mean(0) - runs.mean(1, keepdims=True) + runs.mean()
+    return sum(_squared_error(run, labels) for run in left) / (len(runs) - 1)
 
 
 def student_quantile(freedom: float) -> float:
     """Give the t that Student's distribution keeps within, either side, in 95% of cases.
 
     Beyond 200 degrees of freedom it is that of 200, which is larger by less than one percent.
-    Source: Abramowitz and Stegun 1964, 26.7.1: the chance to be outside is I_x(freedom / 2, 1 / 2),
-    the regularised incomplete beta function at x = freedom / (freedom + t^2).
+    Source: Abramowitz and Stegun 1964, 26.7.1.
     """
     from mpmath import fp
 
@@ -224,13 +171,8 @@ def student_quantile(freedom: float) -> float:
 def mcnemar_exact(b: int, c: int) -> float:
     """Give the two-sided p-value of McNemar's exact test of b questions won and c lost.
 
-        p = min(1, 2 sum_{i <= min(b, c)} C(b + c, i) / 2^(b + c));   p = 1 if b + c = 0
-
-    It asks whether a fair coin could have done it. Only for one right-or-wrong score of each
-    question. Whole numbers up to the last division, so the result is correctly rounded whatever the
-    counts (0.0 below 1e-323). Source: McNemar 1947 (Psychometrika 12, 153-157), binomial form.
-
-    Raises ValueError on a negative count.
+    Only for one right-or-wrong score of each question. Whole numbers up to the last division, so
+    the result is correctly rounded whatever the counts. ValueError on a negative count.
     """
     if b < 0 or c < 0:
         raise ValueError(f"counts must not be negative, found {b} and {c}")
@@ -244,12 +186,7 @@ def mcnemar_exact(b: int, c: int) -> float:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Estimate, unbiased, the chance that one of k samples is right, from n of which c are right.
 
-        1 - C(n - c, k) / C(n, k)
-
-    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1. Whole numbers up to the last division:
-    nothing overflows or cancels. Average it over questions.
-
-    Raises ValueError unless 1 <= k <= n and 0 <= c <= n: fewer than k samples allow no unbiased one.
+    ValueError unless 1 <= k <= n and 0 <= c <= n: fewer than k samples allow no unbiased one.
     """
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs 1 <= k <= samples per question, found {n} samples")
@@ -260,7 +197,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[str]) -> str:
-    """Give the most frequent answer (maj@k, Wang et al. 2022, arXiv 2203.11171); of equals the first.
+    """Give the most frequent answer; of equals, the one given first.
 
     Answers are compared as text, so they should be in canonical form. A sample without an answer
     ("") does not vote; the result is "" only if no sample has one. ValueError without answers.
@@ -272,19 +209,7 @@ def majority_vote(answers: Sequence[str]) -> str:
 
 
 def scorecard(scores_by_question: Sequence[Scores]) -> Scorecard:
-    """Give the shares of questions solved in over half of their samples, and in all.
-
-    A sample is solved at score 1. Unlike the mean, the second does not reward being right
-    sometimes: a question at 7 of 8 counts nothing there.
-
-    Raises ValueError without questions, on one without samples, and on a score outside 0..1.
-    """
-    if not scores_by_question:
-        raise ValueError("no questions, so no shares")
-    mostly = always = 0
-    for scores in scores_by_question:
-        _question_mean(scores)  # refuses what is no score
-        solved = sum(score == 1 for score in scores)
-        mostly += 2 * solved > len(scores)
-        always += solved == len(scores)
-    return Scorecard(mostly / len(scores_by_question), always / len(scores_by_question))
+    """Give the shares of questions solved (score 1) in over half of their samples, and in all."""
+    shares = [_question_mean([score == 1 for score in scores]) for scores in scores_by_question]
+    solved = _checked(shares)
+    return Scorecard(float((solved > 0.5).mean()), float((solved == 1).mean()))
