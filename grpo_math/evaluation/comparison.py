@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.identity import Settings
 from grpo_math.evaluation.intervals import Interval, mcnemar_exact, runs_difference
-from grpo_math.evaluation.results import OUTCOMES
-from grpo_math.evaluation.saved import Evaluation, Question, load_evaluations
+from grpo_math.evaluation.results import OUTCOMES, GradedRow
+from grpo_math.evaluation.saved import ABOUT, Evaluation, load_evaluations
 
 # Settings that change what a model answers; others (seed, batch size, names) are free to differ.
 SAMPLING_SETTINGS = (
@@ -41,11 +41,14 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Comparison:
-    """Two evaluations, the questions that were compared, and what changed by each outcome."""
+    """Two evaluations, the questions compared, and what changed by each outcome.
+
+    `ids` are those of all questions, unless --allow_mismatch left some out.
+    """
 
     first: Evaluation
     other: Evaluation
-    ids: list[str]  # all, unless --allow_mismatch left some out
+    ids: list[str]
     outcomes: dict[str, Outcome]
     warnings: list[str]
 
@@ -58,10 +61,6 @@ class Comparison:
     def format_gain(self) -> float:
         """Give the part of the strict difference that is the form of the answers."""
         return self.outcomes["strict"].difference.value - self.outcomes["lenient"].difference.value
-
-    def accuracy(self, side: Evaluation, outcome: str) -> float:
-        """Give the accuracy of one side on the questions compared."""
-        return side.mean_score(outcome, self.ids)
 
     def accuracies(self, side: Evaluation, outcome: str) -> dict[str, float]:
         """Give that of each run of a side by name; none if it is one model."""
@@ -90,7 +89,7 @@ def points(difference: Interval, unit: str = "") -> str:
 
 def load_sides(sides: list[list[Path]]) -> list[Evaluation]:
     """Read the sides of a comparison, each of one file, or of several runs that are joined."""
-    loaded = iter(load_evaluations([path for side in sides for path in side]))
+    loaded = iter(load_evaluations(list(chain.from_iterable(sides))))
     return [joined(list(islice(loaded, len(side)))) for side in sides]
 
 
@@ -101,8 +100,6 @@ def joined(runs: list[Evaluation]) -> Evaluation:
         UsageError: their questions, golds, prompts or samples per question differ (with counts).
     """
     first, *others = runs
-    if not others:
-        return first
     warnings = []
     for other in others:
         mismatches = _mismatches(first, other, _shared(first, other))
@@ -117,10 +114,12 @@ def joined(runs: list[Evaluation]) -> Evaluation:
         if _model(first.settings) == _model(other.settings):
             both = f"{first.name} and {other.name}"
             warnings.append(f"{both} are of the same model, and say nothing about other runs")
-    questions = {}
-    for each in first.questions:
-        rows = [row for run in runs for row in run.questions[each].samples.values()]
-        questions[each] = Question(dict(enumerate(rows)))
+    if not others:
+        return first
+    questions: dict[str, list[GradedRow]] = {}
+    for run in runs:
+        for each, rows in run.questions.items():
+            questions.setdefault(each, []).extend(rows)
     name = f"the mean of {first.name} and {len(others)} more"
     return Evaluation(first.path, name, questions, first.settings, warnings, tuple(runs))
 
@@ -135,8 +134,9 @@ def compare(first: Evaluation, other: Evaluation, allow_mismatch: bool = False) 
         UsageError: questions, golds or prompts differ (with counts), or none is shared.
     """
     shared = _shared(first, other)
-    ids = [each for each in shared if _asks_the_same(first, other, each)]
     mismatches = _mismatches(first, other, shared)
+    unequal = {*_unequal(first, other, shared, "question"), *_unequal(first, other, shared, "gold")}
+    ids = [each for each in shared if each not in unequal]
     if mismatches and not (allow_mismatch and ids):
         way_out = "they share none"
         if ids:
@@ -156,8 +156,8 @@ def _shared(first: Evaluation, other: Evaluation) -> list[str]:
     return list(filter(other.questions.__contains__, first.questions))
 
 
-def _asks_the_same(first: Evaluation, other: Evaluation, each: str) -> bool:
-    return first.questions[each].about[:2] == other.questions[each].about[:2]
+def _unequal(first: Evaluation, other: Evaluation, shared: list[str], field: str) -> list[str]:
+    return [each for each in shared if first.about(each, field) != other.about(each, field)]
 
 
 def _mismatches(first: Evaluation, other: Evaluation, shared: list[str]) -> list[str]:
@@ -165,12 +165,8 @@ def _mismatches(first: Evaluation, other: Evaluation, shared: list[str]) -> list
     for one in (first, other):
         if only := len(one.questions) - len(shared):
             found.append(f"{only} of {len(one.questions)} questions are only in {one.path}")
-    for place, what in enumerate(("question texts", "gold answers", "prompts")):
-        unequal = []
-        for each in shared:
-            if first.questions[each].about[place] != other.questions[each].about[place]:
-                unequal.append(each)
-        if unequal:
+    for field, what in ABOUT.items():
+        if unequal := _unequal(first, other, shared, field):
             example = f"(first: id {unequal[0]!r})"
             found.append(f"{len(unequal)} of {len(shared)} {what} differ {example}")
     return found
@@ -197,16 +193,17 @@ def _model(settings: Settings) -> object:
 
 
 def _outcome(first: Evaluation, other: Evaluation, ids: list[str], outcome: str) -> Outcome:
-    before, after = first.scores(outcome, ids), other.scores(outcome, ids)
-    changes = list(zip(ids, before, after, strict=True))
-    won = [each for each, a, b in changes if a <= 0.5 < b]
-    lost = [each for each, a, b in changes if b <= 0.5 < a]
+    won, lost = [], []
+    changes = zip(ids, first.scores(outcome, ids), other.scores(outcome, ids), strict=True)
+    for each, before, after in changes:
+        if before <= 0.5 < after:
+            won.append(each)
+        elif after <= 0.5 < before:
+            lost.append(each)
     clusters = first.clusters(ids)
-    single = len(set(clusters)) == len(ids) and _answered_once(first, other, ids)
-    p_value = mcnemar_exact(len(won), len(lost)) if single else None
-    runs = [[run.scores(outcome, ids) for run in side.each_run] for side in (first, other)]
-    return Outcome(runs_difference(runs[0], runs[1], clusters), won, lost, p_value)
-
-
-def _answered_once(first: Evaluation, other: Evaluation, ids: list[str]) -> bool:
-    return all(len(side.questions[each].samples) == 1 for side in (first, other) for each in ids)
+    samples = (*first.samples_per_question, *other.samples_per_question)
+    p_value = None
+    if max(samples) == 1 and len(set(clusters)) == len(ids):
+        p_value = mcnemar_exact(len(won), len(lost))
+    a, b = ([run.scores(outcome, ids) for run in side.each_run] for side in (first, other))
+    return Outcome(runs_difference(a, b, clusters), won, lost, p_value)

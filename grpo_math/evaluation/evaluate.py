@@ -25,7 +25,7 @@ from grpo_math.data.tasks import Row, choose_style, grade
 from grpo_math.errors import UsageError, first_line
 from grpo_math.evaluation.identity import (
     asked_settings,
-    repeated_questions,
+    same_question,
     sampling_settings,
     versions,
 )
@@ -133,12 +133,11 @@ def ask(
 
 def warn_of_repeated(data: str, rows: list[Row]) -> None:
     """Say that questions are there more than once, which makes less of a file than its rows."""
-    repeated = repeated_questions([row["question"] for row in rows])
-    if repeated:
-        more = sum(repeated.values()) - len(repeated)
+    texts = [same_question(row["question"]) for row in rows]
+    if repeated := len(texts) - len(set(texts)):
         print(
-            f"warning: {data}: {more} of {len(rows)} questions repeat another one; the intervals "
-            "take equal questions for one"
+            f"warning: {data}: {repeated} of {len(texts)} questions repeat another one; the "
+            "intervals take equal questions for one"
         )
 
 

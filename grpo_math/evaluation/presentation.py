@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from grpo_math.evaluation.comparison import Comparison, points
 from grpo_math.evaluation.intervals import Interval
-from grpo_math.evaluation.results import OUTCOMES
+from grpo_math.evaluation.results import OUTCOMES, column
 from grpo_math.evaluation.saved import Evaluation
 from grpo_math.terminal import printable
 
@@ -83,7 +83,7 @@ class Report(NamedTuple):
                 "path": str(each.path),
                 "model": each.model,
                 "questions": len(each.questions),
-                "samples": len(each.samples),
+                "samples": len(each.rows),
             }
             accuracies = {outcome: each.accuracy(outcome)._asdict() for outcome in OUTCOMES}
             evaluations.append(about | accuracies)
@@ -113,7 +113,7 @@ def _accuracy_table(evaluations: list[Evaluation]) -> Table:
         fewest, most = each.samples_per_question
         samples = str(most) if fewest == most else f"{fewest} to {most}"
         strict, lenient = map(_percent, map(each.accuracy, OUTCOMES))
-        cut = sum(row["finish_reason"] == "length" for row in each.samples) / len(each.samples)
+        cut = column(each.rows, "finish_reason").count("length") / len(each.rows)
         counts = [str(len(each.questions)), samples]
         rows.append([each.name, *counts, strict, lenient, f"{cut:.1%}", clean(each.model)])
     header = ["evaluation", "questions", "samples", "strict", "lenient", "cut off", "model"]
@@ -126,7 +126,7 @@ def _comparison_table(comparison: Comparison) -> Table:
         chance = "-"
         if outcome.p_value is not None:
             chance = "< 0.0001" if outcome.p_value < 0.0001 else f"{outcome.p_value:.4f}"
-        shares = [f"{comparison.accuracy(side, name):.1%}" for side in comparison.sides]
+        shares = [f"{side.mean_score(name, comparison.ids):.1%}" for side in comparison.sides]
         flips = [str(len(outcome.won)), str(len(outcome.lost))]
         rows.append([name, *shares, points(outcome.difference), chance, *flips])
     rows.append(["format", "", "", f"{100 * comparison.format_gain:+.1f}", "", "", ""])
@@ -160,15 +160,15 @@ def _spread(comparison: Comparison, side: Evaluation) -> str:
 
 
 def _describe(comparison: Comparison, question_id: str, outcome: str) -> str:
-    before, after = (side.questions[question_id] for side in comparison.sides)
-    text, gold, _ = before.about
+    text, gold = (comparison.first.about(question_id, field) for field in ("question", "gold"))
     lenient = comparison.outcomes["lenient"]
     remark = ""
     if outcome == "strict" and question_id not in lenient.won + lenient.lost:
         remark = " (format only)"
     answers = [f"gold: {clean(gold, ANSWER_WIDTH) or '(none)'}"]
-    for side, question in zip(comparison.sides, (before, after), strict=True):
-        answers.append(f"{side.name}: {clean(question.answer(), ANSWER_WIDTH) or '(none)'}")
+    for side in comparison.sides:
+        answer = clean(side.answer(question_id), ANSWER_WIDTH)
+        answers.append(f"{side.name}: {answer or '(none)'}")
     asked = f"{clean(question_id, ANSWER_WIDTH)}{remark}: {clean(text, QUESTION_WIDTH)}"
     return f"{asked}\n{', '.join(answers)}"
 
@@ -210,8 +210,8 @@ def _compared(comparison: Comparison, examples: int) -> dict[str, object]:
     }
     for name, outcome in comparison.outcomes.items():
         compared[name] = {
-            "first": comparison.accuracy(comparison.first, name),
-            "other": comparison.accuracy(comparison.other, name),
+            "first": comparison.first.mean_score(name, comparison.ids),
+            "other": comparison.other.mean_score(name, comparison.ids),
             "first_runs": comparison.accuracies(comparison.first, name),
             "other_runs": comparison.accuracies(comparison.other, name),
             **outcome.difference._asdict(),

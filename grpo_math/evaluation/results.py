@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypedDict, cast
 
 from grpo_math.errors import UsageError
@@ -54,7 +56,7 @@ class Info(TypedDict):
 class ResultsFile:
     """The two files of an evaluation, `NAME.jsonl` and `NAME.json`."""
 
-    def __init__(self, path: Path, settings: Settings, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Settings, about: Mapping[str, object]) -> None:
         """Find the evaluation of these settings that may be there already.
 
         Raises:
@@ -85,7 +87,7 @@ class ResultsFile:
         self._write_info()
 
     def resume(self, batches: list[int]) -> int:
-        """Cut the file after its last complete batch and give the number of complete ones.
+        """Cut the file after its last complete batch, and give the number of complete ones.
 
         `batches` are the numbers of rows of all batches.
         """
@@ -112,10 +114,10 @@ class ResultsFile:
                 "run the same command again to go on"
             ) from error
 
-    def finish(self, order: list[str], extra: Mapping[str, float]) -> list[GradedRow]:
+    def finish(self, order: Sequence[str], extra: Mapping[str, float]) -> list[GradedRow]:
         """Put the rows into the order of the data (`order`: question ids) and sum them up."""
-        place = {question: i for i, question in enumerate(order)}
-        rows = [graded for _, graded in read_graded(self.path)]
+        place = dict(zip(order, range(len(order)), strict=True))
+        rows = list(map(itemgetter(1), read_graded(self.path)))
         rows.sort(key=lambda row: (place[row["id"]], row["sample"]))
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_text_atomic(self.path, "".join(lines))
@@ -140,28 +142,26 @@ class ResultsFile:
         write_text_atomic(self.info_path, text + "\n")
 
     def _refuse_another(self, old: Info) -> None:
-        new = self.info["settings"]
-        unknown = [name for name in unrecorded(old["settings"]) if name in new]
-        if unknown:
+        new, way_out = self.info["settings"], "give another --name"
+        holds = f"{self.path}: holds an evaluation of"
+        if unknown := unrecorded(old["settings"], new):
             raise UsageError(
-                f"{self.path}: holds an evaluation of an earlier version, which did not record "
-                f"{', '.join(unknown)}: give another --name (this one can still be compared)"
+                f"{holds} an earlier version, which did not record {', '.join(unknown)}: {way_out} "
+                "(this one can still be compared)"
             )
-        changed = differences(old["settings"], new)
-        if changed:
+        if changed := differences(old["settings"], new):
             raise UsageError(
-                f"{self.path}: holds an evaluation of other settings ({'; '.join(changed)}): give "
-                "another --name, or repeat the settings"
+                f"{holds} other settings ({'; '.join(changed)}): {way_out}, or repeat the settings"
             )
         if old["results"] and not self.path.exists():
             raise UsageError(
                 f"{self.path}: is gone, and {self.info_path.name} says that it is complete; delete "
-                "that or give another --name"
+                f"that or {way_out}"
             )
 
 
 def read_graded(path: Path) -> list[tuple[int, GradedRow]]:
-    """Read an evaluation's rows with their line numbers; older files say `answer` for `extracted`."""
+    """Read rows with their line numbers; older files say `answer` for `extracted`."""
     rows = read_jsonl(path)
     for _, row in rows:
         if "extracted" not in row and "answer" in row:
@@ -169,8 +169,13 @@ def read_graded(path: Path) -> list[tuple[int, GradedRow]]:
     return cast(list[tuple[int, GradedRow]], rows)
 
 
+def column(rows: Iterable[GradedRow], name: str) -> list[Any]:
+    """Give one field of each row."""
+    return list(map(itemgetter(name), rows))
+
+
 def summarize(rows: list[GradedRow], mark: str = "") -> Results:
-    """Give the numbers of an evaluation. Accuracies are shares with their 95% intervals' bounds.
+    """Give the numbers of an evaluation; accuracies are shares, with their 95% intervals.
 
     `mark` is the one of the prompt style.
     """
@@ -184,41 +189,33 @@ def summarize(rows: list[GradedRow], mark: str = "") -> Results:
     if len(set(texts)) < len(texts):
         results["distinct_questions"] = len(set(texts))
     for outcome in OUTCOMES:
-        scores = [[float(row[outcome]) for row in group] for group in questions]  # type: ignore[literal-required]
-        accuracy = mean_interval(scores, clusters=texts)
-        results[outcome] = {
-            "accuracy": accuracy.value,
-            "low": accuracy.low,
-            "high": accuracy.high,
-        }
+        scores = [column(group, outcome) for group in questions]
+        value, low, high = mean_interval(scores, clusters=texts)
+        results[outcome] = {"accuracy": value, "low": low, "high": high}
         if samples > 1:
-            results[outcome] |= _many_samples(questions, scores, outcome)
+            results[outcome] |= _many_samples(questions, scores, samples)
     if mark:
         wrong = sum(row["rule"] == mark and not row["lenient"] for row in rows)
         results["format_right_answer_wrong"] = wrong / len(rows)
-    finish_reasons = Counter(row["finish_reason"] for row in rows)
     return {
         **results,
-        "grader_failures": sum(row["failed"] for row in rows),
-        "truncated": finish_reasons["length"] / len(rows),
-        "mean_tokens": sum(row["tokens"] for row in rows) / len(rows),
-        "rules": dict(Counter(row["rule"] for row in rows).most_common()),
+        "grader_failures": sum(column(rows, "failed")),
+        "truncated": column(rows, "finish_reason").count("length") / len(rows),
+        "mean_tokens": fmean(column(rows, "tokens")),
+        "rules": dict(Counter(column(rows, "rule")).most_common()),
     }
 
 
 def _many_samples(
-    questions: list[list[GradedRow]], scores: list[list[float]], outcome: str
+    questions: list[list[GradedRow]], scores: list[list[bool]], samples: int
 ) -> Results:
-    samples = min(map(len, questions))
     pass_at = {}
-    for k in (*filter(lambda power: power < samples, POWERS), samples):
-        chances = [pass_at_k(len(each), int(sum(each)), k) for each in scores]
-        pass_at[str(k)] = sum(chances) / len(chances)
+    for k in (*filter(samples.__gt__, POWERS), samples):
+        pass_at[str(k)] = fmean(pass_at_k(len(each), sum(each), k) for each in scores)
     right = 0
     for group, verdicts in zip(questions, scores, strict=True):
-        answers = [_one_spelling(row["extracted"]) for row in group]
-        chosen = majority_vote(answers)
-        right += (chosen, 1.0) in zip(answers, verdicts, strict=True)
+        answers = list(map(_one_spelling, column(group, "extracted")))
+        right += (majority_vote(answers), True) in zip(answers, verdicts, strict=True)
     card = scorecard(scores)
     return {
         "pass@k": pass_at,
