@@ -1,10 +1,10 @@
-"""Is B better than A, by how much, and could it be chance? Compares evaluations of the same questions.
+"""Is B better than A, by how much, and could it be chance? Compares evaluations of equal questions.
 
     python compare_evaluations.py evals/base.jsonl evals/trained.jsonl
-    python compare_evaluations.py evals/base.jsonl evals/step100.jsonl evals/step200.jsonl --examples 0
+    python compare_evaluations.py evals/base.jsonl evals/step100.jsonl evals/step200.jsonl
     python compare_evaluations.py evals/base.jsonl evals/trained.jsonl --markdown > comparison.md
-    python compare_evaluations.py evals/base.jsonl evals/trained.jsonl --json | jq .comparisons[0].verdict
-    python compare_evaluations.py evals/base.jsonl evals/seed1.jsonl,evals/seed2.jsonl,evals/seed3.jsonl
+    python compare_evaluations.py evals/base.jsonl evals/trained.jsonl --json | jq .comparisons[0]
+    python compare_evaluations.py evals/base.jsonl evals/seed1.jsonl,evals/seed2.jsonl
 
 Each file after the first is compared with the first, question by question. Strict counts answers
 that are right and in the form the prompt asks for, lenient counts right ones in any form; so the
@@ -22,20 +22,14 @@ Exit status: 0 whatever the verdict, 2 if the files cannot be read or cannot be 
 from grpo_math.errors import run
 from grpo_math.evaluation.comparison import compare, load_sides
 from grpo_math.evaluation.options import parse_comparison
-from grpo_math.evaluation.presentation import Report
+from grpo_math.evaluation.presentation import FORMS
 
 
 def main() -> None:
     args = parse_comparison(__doc__)
     first, *others = load_sides(args.evaluations)
     comparisons = [compare(first, other, args.allow_mismatch) for other in others]
-    report = Report([first, *others], comparisons, args.examples)
-    if args.json:
-        print(report.json())
-    elif args.markdown:
-        print(report.markdown())
-    else:
-        print(report.text())
+    print(FORMS[args.form]([first, *others], comparisons, args.examples))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python evaluate_gsm8k.py outputs/RUN --n 8 --temperature 1 --name run-pass8
     python evaluate_gsm8k.py Qwen/Qwen2.5-72B-Instruct --tensor_parallel_size 4
 
-Prints strict accuracy (right, and in the prompt style's format) and lenient accuracy (right in any form) with 95%
-intervals; writes every completion with its verdict to evals/. The same command run again goes on where it stopped.
-Arguments, scoring and files are those of evaluate_gsm8k_no_vllm.py, for models that vLLM does not know.
+Prints strict accuracy (right, and in the prompt style's format) and lenient accuracy (right in any
+form) with 95% intervals; writes every completion with its verdict to evals/. The same command run
+again goes on where it stopped. Arguments, scoring and files are those of evaluate_gsm8k_no_vllm.py,
+for models that vLLM does not know.
 """
 
 from __future__ import annotations

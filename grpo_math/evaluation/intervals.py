@@ -28,6 +28,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def shares(self) -> dict[str, float]:
+        """Give the interval of an accuracy as evals/NAME.json says it."""
+        return {"accuracy": self.value, "low": self.low, "high": self.high}
+
 
 class Scorecard(NamedTuple):
     """Shares of questions: solved in more than half of their samples, and in every one of them."""

@@ -87,9 +87,10 @@ def parse_comparison(doc: str) -> argparse.Namespace:
     mismatch = "compare what files of different questions or prompts share"
     add("--allow_mismatch", action="store_true", help=mismatch)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="print Markdown")
     shares = "print JSON; accuracies and differences as shares, 0.5 = 50%%"
-    form.add_argument("--json", action="store_true", help=shares)
+    for name, text in (("markdown", "print Markdown"), ("json", shares)):
+        form.add_argument(f"--{name}", action="store_const", dest="form", const=name, help=text)
+    parser.set_defaults(form="text")
     args = parser.parse_args()
     if len(args.evaluations) < 2:
         parser.error("give at least two evaluations: the one to compare with, then the others")

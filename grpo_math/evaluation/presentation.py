@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from statistics import stdev
 from typing import NamedTuple
 
 from grpo_math.evaluation.comparison import Comparison, points
-from grpo_math.evaluation.intervals import Interval
+from grpo_math.evaluation.reporting import percent
 from grpo_math.evaluation.results import OUTCOMES, column
 from grpo_math.evaluation.saved import Evaluation
 from grpo_math.terminal import printable
 
 QUESTION_WIDTH, ANSWER_WIDTH = 200, 60
 WAYS = {"Wrong to right": "won", "Right to wrong": "lost"}
+ACCURACY_HEADER = ["evaluation", "questions", "samples", "strict", "lenient", "cut off", "model"]
+CHANGE_HEADER = ["difference, points", "McNemar p", "wrong to right", "right to wrong"]
 NO_MCNEMAR = (
     "McNemar's test is left out: it takes one sample per question, and no question twice. Wrong to "
     "right counts questions that went from at most half of their samples right to more than half."
@@ -31,67 +34,47 @@ class Table(NamedTuple):
 Block = str | list[str] | Table  # a paragraph, a list, a table
 
 
-class Report(NamedTuple):
-    """All that is to be shown: the sides compared, the first with each other one."""
+def all_warnings(sides: list[Evaluation], comparisons: list[Comparison]) -> list[str]:
+    """Give all that is doubtful, from the single file to the number of comparisons."""
+    warnings: list[str] = []
+    for run in _runs(sides):
+        warnings += run.warnings
+    for side in sides:
+        if side.runs:
+            warnings += side.warnings
+    for comparison in comparisons:
+        warnings += comparison.warnings
+    if (count := len(comparisons)) > 1:
+        one = "each is tested at 5%, so one may look significant by chance"
+        warnings.append(f"{count} comparisons: {one}")
+    return warnings
 
-    sides: list[Evaluation]
-    comparisons: list[Comparison]
-    examples: int  # to show each way
 
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        """Give every single evaluation."""
-        return [run for side in self.sides for run in side.each_run]
+def as_text(sides: list[Evaluation], comparisons: list[Comparison], examples: int) -> str:
+    """Write the report for a terminal."""
+    return "\n\n".join(map(_text, _blocks(sides, comparisons, examples)))
 
-    @property
-    def warnings(self) -> list[str]:
-        """Give all that is doubtful, from the single file to the number of comparisons."""
-        means = [side for side in self.sides if side.runs]
-        warnings: list[str] = []
-        sources: list[Evaluation | Comparison] = [*self.evaluations, *means, *self.comparisons]
-        for source in sources:
-            warnings += source.warnings
-        if (count := len(self.comparisons)) > 1:
-            warnings.append(
-                f"{count} comparisons: each is tested at 5%, so one may look significant by chance"
-            )
-        return warnings
 
-    def blocks(self) -> list[Block]:
-        """Give what the text and the Markdown report are made of."""
-        blocks: list[Block] = [_accuracy_table(self.evaluations)]
-        if self.warnings:
-            blocks.append([f"warning: {warning}" for warning in self.warnings])
-        for comparison in self.comparisons:
-            blocks += _comparison_blocks(comparison, self.examples)
-        return blocks
+def as_markdown(sides: list[Evaluation], comparisons: list[Comparison], examples: int) -> str:
+    """Write the report as Markdown."""
+    return "\n\n".join(map(_markdown, _blocks(sides, comparisons, examples)))
 
-    def text(self) -> str:
-        """Write it for a terminal."""
-        return "\n\n".join(map(_as_text, self.blocks()))
 
-    def markdown(self) -> str:
-        """Write it as Markdown."""
-        return "\n\n".join(map(_as_markdown, self.blocks()))
-
-    def json(self) -> str:
-        """Write it as JSON; accuracies and differences are shares from 0 to 1."""
-        evaluations = []
-        for each in self.evaluations:
-            about = {
-                "name": each.name,
-                "path": str(each.path),
-                "model": each.model,
-                "questions": len(each.questions),
-                "samples": len(each.rows),
-            }
-            accuracies = {outcome: each.accuracy(outcome)._asdict() for outcome in OUTCOMES}
-            evaluations.append(about | accuracies)
-        comparisons = [_compared(each, self.examples) for each in self.comparisons]
-        return json.dumps(
-            {"evaluations": evaluations, "comparisons": comparisons, "warnings": self.warnings},
-            indent=2,
-        )
+def as_json(sides: list[Evaluation], comparisons: list[Comparison], examples: int) -> str:
+    """Write the numbers as JSON: accuracies and differences are shares from 0 to 1."""
+    evaluations = []
+    for run in _runs(sides):
+        described: dict[str, object] = {"name": run.name, "path": str(run.path), "model": run.model}
+        described |= {"questions": len(run.questions), "samples": len(run.rows)}
+        for outcome in OUTCOMES:
+            described[outcome] = run.accuracy(outcome)._asdict()
+        evaluations.append(described)
+    report = {
+        "evaluations": evaluations,
+        "comparisons": [_compared(each, examples) for each in comparisons],
+        "warnings": all_warnings(sides, comparisons),
+    }
+    return json.dumps(report, indent=2)
 
 
 def clean(text: str, width: int = 0) -> str:
@@ -102,22 +85,26 @@ def clean(text: str, width: int = 0) -> str:
     return text
 
 
-def _percent(accuracy: Interval) -> str:
-    value, low, high = (100 * each for each in accuracy)
-    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
+def _runs(sides: list[Evaluation]) -> list[Evaluation]:
+    return [run for side in sides for run in side.each_run]
 
 
-def _accuracy_table(evaluations: list[Evaluation]) -> Table:
-    rows = []
-    for each in evaluations:
-        fewest, most = each.samples_per_question
-        samples = str(most) if fewest == most else f"{fewest} to {most}"
-        strict, lenient = map(_percent, map(each.accuracy, OUTCOMES))
-        cut = column(each.rows, "finish_reason").count("length") / len(each.rows)
-        counts = [str(len(each.questions)), samples]
-        rows.append([each.name, *counts, strict, lenient, f"{cut:.1%}", clean(each.model)])
-    header = ["evaluation", "questions", "samples", "strict", "lenient", "cut off", "model"]
-    return Table(header, rows)
+def _blocks(sides: list[Evaluation], comparisons: list[Comparison], examples: int) -> list[Block]:
+    blocks: list[Block] = [Table(ACCURACY_HEADER, list(map(_accuracy_row, _runs(sides))))]
+    if warnings := all_warnings(sides, comparisons):
+        blocks.append(list(map("warning: {}".format, warnings)))
+    for comparison in comparisons:
+        blocks += _comparison_blocks(comparison, examples)
+    return blocks
+
+
+def _accuracy_row(run: Evaluation) -> list[str]:
+    fewest, most = run.samples_per_question
+    samples = str(most) if fewest == most else f"{fewest} to {most}"
+    strict, lenient = (percent(run.accuracy(outcome).shares()) for outcome in OUTCOMES)
+    cut = column(run.rows, "finish_reason").count("length") / len(run.rows)
+    counts = [str(len(run.questions)), samples]
+    return [run.name, *counts, strict, lenient, f"{cut:.1%}", clean(run.model)]
 
 
 def _comparison_table(comparison: Comparison) -> Table:
@@ -130,9 +117,8 @@ def _comparison_table(comparison: Comparison) -> Table:
         flips = [str(len(outcome.won)), str(len(outcome.lost))]
         rows.append([name, *shares, points(outcome.difference), chance, *flips])
     rows.append(["format", "", "", f"{100 * comparison.format_gain:+.1f}", "", "", ""])
-    names = [side.name for side in comparison.sides]
-    numbers = ["difference, points", "McNemar p", "wrong to right", "right to wrong"]
-    return Table(["", *names, *numbers], rows)
+    names = [comparison.first.name, comparison.other.name]
+    return Table(["", *names, *CHANGE_HEADER], rows)
 
 
 def _comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
@@ -153,47 +139,50 @@ def _comparison_blocks(comparison: Comparison, examples: int) -> list[Block]:
 
 
 def _spread(comparison: Comparison, side: Evaluation) -> str:
-    accuracies = comparison.accuracies(side, "strict").values()
-    listed = ", ".join(f"{each:.1%}" for each in accuracies)
+    accuracies = list(comparison.accuracies(side, "strict").values())
+    listed = ", ".join(map("{:.1%}".format, accuracies))
     deviation = f"standard deviation of {100 * stdev(accuracies):.1f} points"
     return f"{side.name}, strict: {listed}; the intervals count their {deviation}."
 
 
-def _describe(comparison: Comparison, question_id: str, outcome: str) -> str:
-    text, gold = (comparison.first.about(question_id, field) for field in ("question", "gold"))
-    lenient = comparison.outcomes["lenient"]
+def _describe(comparison: Comparison, question: str, outcome: str) -> str:
+    lenient, first = comparison.outcomes["lenient"], comparison.first
     remark = ""
-    if outcome == "strict" and question_id not in lenient.won + lenient.lost:
+    if outcome == "strict" and question not in lenient.won + lenient.lost:
         remark = " (format only)"
-    answers = [f"gold: {clean(gold, ANSWER_WIDTH) or '(none)'}"]
+    answers = [("gold", first.about(question, "gold"))]
     for side in comparison.sides:
-        answer = clean(side.answer(question_id), ANSWER_WIDTH)
-        answers.append(f"{side.name}: {answer or '(none)'}")
-    asked = f"{clean(question_id, ANSWER_WIDTH)}{remark}: {clean(text, QUESTION_WIDTH)}"
-    return f"{asked}\n{', '.join(answers)}"
+        answers.append((side.name, side.answer(question)))
+    shown = []
+    for name, answer in answers:
+        shown.append(f"{name}: {clean(answer, ANSWER_WIDTH) or '(none)'}")
+    asked = clean(first.about(question, "question"), QUESTION_WIDTH)
+    return f"{clean(question, ANSWER_WIDTH)}{remark}: {asked}\n{', '.join(shown)}"
 
 
-def _as_text(block: Block) -> str:
+def _text(block: Block) -> str:
     if isinstance(block, str):
         return block
     if not isinstance(block, Table):
         return "\n".join("  " + item.replace("\n", "\n      ") for item in block)
     lines = [block.header, *block.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     padded = []
     for line in lines:
         padded.append("  ".join(map(str.ljust, line, widths)).rstrip())
     return "\n".join(padded)
 
 
-def _as_markdown(block: Block) -> str:
+def _markdown(block: Block) -> str:
     if isinstance(block, str):
         return _escape(block)
     if not isinstance(block, Table):
         return "\n".join("- " + _escape(item).replace("\n", "<br>\n  ") for item in block)
-    lines = [map(_escape, block.header), ["---"] * len(block.header)]
-    lines += [map(_escape, row) for row in block.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = []
+    for row in (block.header, *block.rows):
+        lines.append(f"| {' | '.join(map(_escape, row))} |")
+    lines.insert(1, "| --- " * len(block.header) + "|")
+    return "\n".join(lines)
 
 
 def _escape(text: str) -> str:
@@ -201,27 +190,25 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#$~&])", r"\\\1", text)
 
 
-def _compared(comparison: Comparison, examples: int) -> dict[str, object]:
-    """Differences are `value` with `low` and `high`."""
-    compared: dict[str, object] = {
-        "first": comparison.first.name,
-        "other": comparison.other.name,
-        "questions": len(comparison.ids),
-    }
+def _compared(comparison: Comparison, examples: int) -> Mapping[str, object]:
+    """Give a comparison's numbers; differences are `value` with `low` and `high`."""
+    first, other, ids = comparison.first, comparison.other, comparison.ids
+    compared: dict[str, object] = {"first": first.name, "other": other.name, "questions": len(ids)}
     for name, outcome in comparison.outcomes.items():
+        won, lost = outcome.won, outcome.lost
         compared[name] = {
-            "first": comparison.first.mean_score(name, comparison.ids),
-            "other": comparison.other.mean_score(name, comparison.ids),
-            "first_runs": comparison.accuracies(comparison.first, name),
-            "other_runs": comparison.accuracies(comparison.other, name),
+            "first": first.mean_score(name, ids),
+            "other": other.mean_score(name, ids),
+            "first_runs": comparison.accuracies(first, name),
+            "other_runs": comparison.accuracies(other, name),
             **outcome.difference._asdict(),
             "mcnemar_p": outcome.p_value,
             "significant": outcome.significant,
-            "wrong_to_right": len(outcome.won),
-            "right_to_wrong": len(outcome.lost),
-            "examples": {
-                "wrong_to_right": outcome.won[:examples],
-                "right_to_wrong": outcome.lost[:examples],
-            },
+            "wrong_to_right": len(won),
+            "right_to_wrong": len(lost),
+            "examples": {"wrong_to_right": won[:examples], "right_to_wrong": lost[:examples]},
         }
-    return compared | {"format": comparison.format_gain, "verdict": comparison.verdict()}
+    return {**compared, "format": comparison.format_gain, "verdict": comparison.verdict()}
+
+
+FORMS = {"json": as_json, "markdown": as_markdown, "text": as_text}

@@ -190,8 +190,7 @@ def summarize(rows: list[GradedRow], mark: str = "") -> Results:
         results["distinct_questions"] = len(set(texts))
     for outcome in OUTCOMES:
         scores = [column(group, outcome) for group in questions]
-        value, low, high = mean_interval(scores, clusters=texts)
-        results[outcome] = {"accuracy": value, "low": low, "high": high}
+        results[outcome] = mean_interval(scores, clusters=texts).shares()
         if samples > 1:
             results[outcome] |= _many_samples(questions, scores, samples)
     if mark:
