@@ -42,7 +42,7 @@ from grpo_math.terminal import is_main_process, say
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from grpo_math.training.stopping import StopsAtStrings
+    from grpo_math.training.trainer import MathGRPOTrainer
 
 
 def main() -> None:
@@ -104,8 +104,8 @@ def train(plan: Plan, options: Options) -> None:
     if is_main_process():
         write_record(Path(plan.args.output_dir), plan.record)
     identify_run(plan.args)
-    say(f"skipping     {trainer.skip_note}")
-    say(f"sharing      {trainer.share_note}")
+    for line in trainer.notes:
+        say(line)
     with shortage_explained():
         trainer.train(resume_from_checkpoint=start.checkpoint and str(start.checkpoint))
     if diagnosis.verdict:
@@ -120,7 +120,9 @@ def train(plan: Plan, options: Options) -> None:
         raise SystemExit(STOPPED)
 
 
-def build_trainer(plan: Plan, options: Options, callbacks: list[TrainerCallback]) -> StopsAtStrings:
+def build_trainer(
+    plan: Plan, options: Options, callbacks: list[TrainerCallback]
+) -> MathGRPOTrainer:
     """Load the weights into a trainer that measures, saves and prints as this project does."""
     from transformers import PrinterCallback, ProgressCallback
     from trl import get_peft_config, get_quantization_config
@@ -128,12 +130,12 @@ def build_trainer(plan: Plan, options: Options, callbacks: list[TrainerCallback]
     from grpo_math.generation.vllm_backend import prepare_training_engine
     from grpo_math.training.callbacks import MetricsFile, StepPrinter
     from grpo_math.training.held_out import HeldOut
-    from grpo_math.training.stopping import StopsAtStrings
+    from grpo_math.training.trainer import MathGRPOTrainer
 
     args, questions, run_dir = plan.args, plan.questions, Path(plan.args.output_dir)
     if vllm_mode(args) == "colocate":
         prepare_training_engine(args)
-    trainer = StopsAtStrings(
+    trainer = MathGRPOTrainer(
         baseline=options.advantage != "no_baseline",
         skip_zero_advantage=options.skip_zero_advantage,
         model=plan.model.source.path,
@@ -156,7 +158,7 @@ def build_trainer(plan: Plan, options: Options, callbacks: list[TrainerCallback]
     return trainer
 
 
-def save_final(trainer: StopsAtStrings, plan: Plan) -> Path:
+def save_final(trainer: MathGRPOTrainer, plan: Plan) -> Path:
     """Save the trained model, on all ranks, under a name that becomes `checkpoint-final` when complete."""
     final = Path(plan.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")

@@ -5,10 +5,11 @@ import argparse
 import pytest
 import torch
 from grpo_math.generation.backend import Sampling
-from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher
+from grpo_math.generation.decoder import Decoder, chooser, finisher
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.models.loading import Loading, load_tokenizer
 from grpo_math.models.source import ModelSource
+from grpo_math.models.traits import can_decode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from conftest import STARTER

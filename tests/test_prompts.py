@@ -157,7 +157,7 @@ def test_stop_arguments():
 def trainer(request, tmp_path_factory):
     """A trainer on the starter model without its end token, which therefore goes on to the stop string or the cap."""
     from datasets import Dataset
-    from grpo_math.training.stopping import StopsAtStrings
+    from grpo_math.training.trainer import MathGRPOTrainer
     from trl import GRPOConfig
 
     folder = tmp_path_factory.mktemp("stop")
@@ -178,7 +178,7 @@ def trainer(request, tmp_path_factory):
         bf16=False,
     )
     questions = [f"Question: What is {n} minus 50?\nAnswer:" for n in range(8)]
-    trainer = StopsAtStrings(
+    trainer = MathGRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder / "base"),
         reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
         args=args,

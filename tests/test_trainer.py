@@ -1,29 +1,21 @@
 """The trainer against TRL's, on the same random completions: same gradients, same metrics, less work."""
 
-import itertools
 import json
-import math
 import os
 import subprocess
 import sys
-import time
 
-import numpy as np
-import peft
 import pyarrow.parquet
 import pytest
 import torch
 from grpo_math.errors import UsageError
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.settle import Facts, settle_arguments
-from grpo_math.training.micro_batches import LOSS_TYPES, loss_mask, micro_batches, removable_padding, repack
-from grpo_math.training.shared_prompts import log_probs, why_not_shared
-from grpo_math.training.trainer import MathGRPOTrainer
-from transformers import AutoConfig
-from trl.trainer.utils import add_fused_lm_head
+from grpo_math.training.regroup import divide, loss_mask, regroup, trained
+from grpo_math.training.trainer import LOSS_TYPES, MathGRPOTrainer
 
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
-from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, build, compare, relative_error, tiny_model
+from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, WithPositions, build, compare, relative_error, tiny_model
 
 TOLERANCE = 1e-5  # relative, in float32
 ONE_PROCESS = [f"{shape} {alike} bnpo" for shape in SHAPES for alike in ALIKE if alike != "rank"]
@@ -34,7 +26,13 @@ ONE_PROCESS += [
     "single half dapo delta=1.02 mask_truncated_completions=true",
     "long_generations half sapo off_policy_mask_threshold=0.0001",
     "accumulated half dr_grpo pad_to_multiple_of=8 gradient_checkpointing=true",
-    'accumulated half grpo model="gpt2" disable_dropout=true',  # learned positions, which count the padding of prompts
+    # Learned positions; attention of its own; positions that no caller can give.
+    *(f'accumulated half grpo model="{kind}" disable_dropout=true' for kind in ("gpt2", "gpt_neo", "bloom")),
+    'long_generations half dapo gradient_checkpointing=true gradient_checkpointing_kwargs={"use_reentrant":true}',
+    "long_generations most grpo beta=0.1",  # all completions run
+    "accumulated half dr_grpo skip_zero_advantage=false",
+    "short_generations half grpo lora=true gradient_checkpointing=true",
+    "long_generations half bnpo lora=true",
 ]
 TWO_PROCESSES = [f"{shape} {alike} bnpo" for shape in SHAPES for alike in ("half", "rank")]
 TWO_PROCESSES += [f"accumulated {alike} dr_grpo" for alike in ALIKE]
@@ -58,6 +56,8 @@ def check(case, result):
             assert ours["entropy"] == pytest.approx(theirs["entropy"], rel=1e-5)
         if alike == "all":
             assert "entropy" not in ours
+        if "skip" in case or "beta" in case:
+            assert "skipped/completions" not in ours and ours["entropy"] == pytest.approx(theirs["entropy"], rel=1e-4)
         if "skipped/completions" in ours and alike == "half" and shape == "single" and "mask" not in case:
             assert ours["skipped/completions"] == 0.5 <= ours["skipped/positions"]
 
@@ -210,160 +210,86 @@ RATIOS = {
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_every_loss_with_all_that_a_batch_can_hold(loss_type, tmp_path):
-    """vLLM's importance ratios, masks of tools, old log-probabilities: TRL's loss of both, over all micro-batches."""
-    trainer = build(MathGRPOTrainer, tmp_path, "none", max_steps=1, off_policy_mask_threshold=0.01, delta=1.3)
-    trainer.loss_type, trainer.use_vllm, trainer.current_gradient_accumulation_steps = loss_type, True, 3
-    trainer.model.train()
+    """vLLM's importance ratios, masks of tools, old log-probabilities: TRL's loss and ours, over all micro-batches."""
+    settings = {"max_steps": 1, "off_policy_mask_threshold": 0.01, "delta": 1.3}
+    trainers = [build(kind, tmp_path, "none", **settings) for kind in (WithPositions, MathGRPOTrainer)]
+    for trainer in trainers:
+        trainer.loss_type, trainer.use_vllm, trainer.current_gradient_accumulation_steps = loss_type, True, 3
+        trainer.model.train()
     noise = torch.Generator().manual_seed(5)
     for level, ratio in RATIOS.items():
-        trainer.importance_sampling_level = level
         batches = random_batches(noise, 3, 6, 20, importance_sampling_ratio=ratio, **PARTS)
         for batch in batches if level == "token" else []:
             batch["importance_sampling_ratio"].masked_fill_(loss_mask(batch) == 0, 1)  # as TRL leaves it
         gradients = []
-        for those in (batches, repack(batches, loss_type)):
+        for trainer, those in zip(trainers, (batches, regroup(batches, loss_type)), strict=True):
             assert len(those) == 3
+            trainer.importance_sampling_level = level
             trainer.model.zero_grad()
             for batch in those:
-                super(MathGRPOTrainer, trainer)._compute_loss(trainer.model, batch).backward()
+                trainer._compute_loss(trainer.model, batch).backward()
             gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
         assert relative_error(*gradients) < TOLERANCE
         assert max(float(g.abs().max()) for g in gradients[0].values()) > 0
 
 
-def positions(part, prompts, completions, shared):
-    """That a micro-batch of these rows runs, prompts that are shared once."""
-    prompts_run = len(part) if shared is None else len(set(shared[part]))
-    return prompts_run * prompts[part].max() + len(part) * completions[part].max()
+def test_regrouped_micro_batches_hold_the_same_completions_and_equal_prompts_together():
+    noise = torch.Generator().manual_seed(7)
+    batches = random_batches(noise, 4, 8, 16)
+    prompts = [torch.randint(20, 500, (4,), generator=noise) for _ in range(4)]
+    for number, batch in enumerate(batches):
+        for row in range(8):  # each prompt is in every micro-batch
+            batch["prompt_ids"][row, -4:] = prompts[row % 4]
+        batch["prompt_mask"][:] = 0
+        batch["prompt_mask"][:, -4:] = 1
+        batch["number"] = torch.arange(8) + 8 * number
+    new = regroup(batches, "grpo")
+    assert [len(batch["number"]) for batch in new] == [8] * 4
+    assert torch.cat([batch["number"] for batch in new]).sort().values.tolist() == list(range(32))
+    for batch in new:
+        runs = trained(batch)
+        assert len({tuple(ids[-4:].tolist()) for ids in batch["prompt_ids"][runs]}) == 1
+    tokens = [int(batch["completion_mask"][trained(batch)].sum()) for batch in new]
+    assert tokens == sorted(tokens, reverse=True)
 
 
-def brute_force(prompts, completions, count, most, shared):
-    """Positions of the best division: every way to cut every one of the orders."""
-    best = math.inf
-    orders = [np.argsort(-key, kind="stable") for key in (completions, prompts + completions)]
-    if shared is not None:
-        longest = [max(completions[shared == number]) for number in shared]
-        orders.append(np.array(sorted(range(len(shared)), key=lambda i: (-longest[i], shared[i], -completions[i]))))
-    for order in orders:
-        for cuts in itertools.combinations_with_replacement(range(len(order) + 1), count - 1):
-            parts = [part for part in np.split(order, cuts) if len(part)]
-            if all(len(part) * (prompts[part].max() + completions[part].max()) <= most for part in parts):
-                best = min(best, sum(positions(part, prompts, completions, shared) for part in parts))
-    return best
+@pytest.mark.parametrize(("rows", "group", "count"), [(8, 8, 4), (4, 8, 6), (6, 4, 5), (64, 16, 4), (5, 1, 3)])
+def test_shares_are_even_and_none_is_larger_than_a_padded_micro_batch(rows, group, count):
+    for seed in range(20):
+        noise = torch.Generator().manual_seed(seed)
+        sizes = torch.randint(1, 100, (rows * count,), generator=noise).tolist()
+        chosen = torch.arange(rows * count)[torch.rand(rows * count, generator=noise) < 0.2 + 0.04 * seed]
+        prompts = torch.randint(1, 40, (rows * count,), generator=noise).tolist()
+        groups, lengths = {}, {}
+        for row in chosen.tolist():
+            groups.setdefault(row // group, {})[row] = sizes[row]
+            lengths[row // group] = prompts[row // group]
+        shares = divide(list(groups.values()), list(lengths.values()), count, rows)
+        assert len(shares) == count
+        assert sorted(row for share in shares for row in share.rows) == chosen.tolist()
+        assert max(len(share.rows) for share in shares) <= rows
+        padded = rows * (max(sizes) + max(prompts))
+        assert all(share.tokens <= padded for share in shares)
+        if group == 1:  # nothing holds rows together: a greedy split differs by a row at most
+            assert shares[0].tokens - shares[-1].tokens <= max(sizes) + max(prompts)
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_micro_batches_are_the_best_and_none_is_too_large(share):
-    noise = np.random.default_rng(0)
-    for _ in range(60):
-        count, rows = noise.integers(1, 5), noise.integers(1, 4)
-        prompts, completions = noise.integers(1, 40, (2, noise.integers(1, count * rows + 1)))
-        shared = noise.integers(0, 3, len(prompts)) if share else None
-        if share:
-            shared = np.unique(shared, return_inverse=True)[1]
-            prompts = noise.integers(1, 40, 3)[shared]
-        most = rows * (prompts.max() + completions.max())
-        parts = micro_batches(prompts, completions, count, most, rows, shared)
-        assert sorted(np.concatenate(parts)) == list(range(len(prompts))) and len(parts) <= count
-        assert max(len(part) * (prompts[part].max() + completions[part].max()) for part in parts) <= most
-        run = sum(positions(part, prompts, completions, shared) for part in parts)
-        assert run == brute_force(prompts, completions, count, most, shared)
-    assert micro_batches(np.array([]), np.array([]), 4, 100, 2) == []
-
-
-def test_many_completions_are_divided_in_no_time():
-    noise = np.random.default_rng(0)
-    for count, rows, shared in itertools.product([1, 64, 512, 1024], [1, 7, 64], [False, True]):
-        lengths = noise.integers(1, 1000, (2, count * rows))
-        groups = np.arange(count * rows) // 8 if shared else None
-        started = time.perf_counter()
-        parts = micro_batches(*lengths, count, rows * int(lengths.max(1).sum()), rows, groups)
-        assert time.perf_counter() - started < 3
-        assert sorted(np.concatenate(parts)) == list(range(count * rows)) and len(parts) <= count
-
-
-@pytest.mark.parametrize(
-    ("kind", "more", "expected"),
-    [
-        ("qwen2", {}, (True, True)),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}}, (True, True)),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, (False, False)),
-        ("gemma3_text", {}, (True, True)),
-        ("gpt2", {}, (False, True)),
-        ("opt", {}, (False, True)),
-    ],
-)  # fmt: skip
-def test_padding_that_a_model_would_miss_stays(kind, more, expected):
-    assert removable_padding(AutoConfig.for_model(kind, **more)) == expected
-
-
-def adapted(model, dropout):
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout, task_type="CAUSAL_LM")
-    return peft.get_peft_model(model, config)
-
-
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("different", [3, 7])
-@pytest.mark.parametrize("sizes", [(5, 1, 9, 4, 4, 2, 8), (1, 1, 1, 1, 1, 1, 1), (7, 7, 3, 1, 2, 3, 4)])
-def test_shared_prompts_give_each_completion_its_log_probabilities(sizes, different, adapter):
-    """Beside the plain model, one completion at a time: values, entropies and gradients."""
-    model = tiny_model()
-    add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
-    base, model = model, adapted(model, 0.0) if adapter else model
-    noise = torch.Generator().manual_seed(3)
-    prompts = [torch.randint(20, 500, (size,), generator=noise) for size in sizes]
-    texts = [(prompts[row % different], torch.randint(20, 500, (1 + row,), generator=noise)) for row in range(7)]
-    ids, mask = torch.zeros(7, max(sizes) + 7, dtype=torch.long), torch.zeros(7, max(sizes) + 7, dtype=torch.long)
-    for row, (prompt, completion) in enumerate(texts):
-        place = slice(max(sizes) - len(prompt), max(sizes) + len(completion))
-        ids[row, place], mask[row, place] = torch.cat([prompt, completion]), 1
-    found, entropies = log_probs(model, base.base_model, ids, mask, 7, compute_entropy=True)
-    weights = torch.randn(7, 7, generator=noise)
-    (found * weights).sum().backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    for row, (prompt, completion) in enumerate(texts):
-        logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
-        every = torch.log_softmax(logits, -1)
-        expected = every[torch.arange(len(completion)), completion]
-        assert torch.allclose(found[row, : len(completion)], expected, atol=1e-5)
-        assert torch.allclose(entropies[row, : len(completion)], -(every.exp() * every).sum(-1), atol=1e-5)
-        (expected * weights[row, : len(completion)]).sum().backward()
-    expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert relative_error(gradients, expected) < TOLERANCE
-
-
-def configured(kind, hf_device_map=None, **values):
-    model = tiny_model(kind)
-    model.config.update(values)
-    if hf_device_map:
-        model.hf_device_map = hf_device_map
-    return model
-
-
-@pytest.mark.parametrize(
-    ("model", "checkpointing", "launch", "reason"),
-    [
-        (lambda: tiny_model(), False, "NO", None),
-        (lambda: tiny_model(), False, "MULTI_GPU", None),
-        (lambda: adapted(tiny_model(), 0.0).get_base_model(), False, "NO", None),
-        (lambda: tiny_model(), True, "NO", "--gradient_checkpointing true"),
-        (lambda: tiny_model(), False, "FSDP", "sharded"),
-        (lambda: tiny_model(), False, "DEEPSPEED", "sharded"),
-        (lambda: tiny_model("gpt2"), False, "NO", "dropout"),
-        (lambda: adapted(tiny_model(), 0.05).get_base_model(), False, "NO", "dropout"),
-        (lambda: tiny_model("gemma3_text"), False, "NO", "more of a prompt"),
-        (lambda: tiny_model("mamba"), False, "NO", "more of a prompt"),
-        (lambda: tiny_model("opt"), False, "NO", "dropout"),
-        (lambda: configured("mixtral", router_jitter_noise=0.1), False, "NO", "dropout"),
-        (lambda: configured("mixtral", output_router_logits=True), False, "NO", "experts"),
-        (lambda: configured("qwen2", hf_device_map={"a": 0, "b": 1}), False, "NO", "several devices"),
-    ],
-)
-def test_prompts_are_shared_where_that_is_exact(model, checkpointing, launch, reason):
-    why = why_not_shared(model(), checkpointing, launch)
-    assert why is None if reason is None else reason in why
+def test_every_process_makes_the_same_number_of_passes_whatever_the_lengths(tmp_path):
+    """Also in the pass without a gradient, where lengths like these once made three passes here and four there."""
+    crafted = [[60] + [3] * 31, torch.randint(3, 61, (32,), generator=torch.Generator().manual_seed(7)).tolist()]
+    plain, trainer = (build(kind, tmp_path, "none", max_steps=1) for kind in (WithPositions, MathGRPOTrainer))
+    passes = []
+    trainer.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    for sizes in crafted:
+        passes.clear()
+        mask = (torch.arange(60) < torch.tensor(sizes)[:, None]).long()
+        ids = torch.randint(20, 500, (32, 70))
+        every = torch.cat([torch.ones(32, 10, dtype=torch.long), mask], 1)
+        with torch.no_grad():
+            found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, every, 60, batch_size=8)[0]
+            assert len(passes) == 4
+            expected = plain._get_per_token_logps_and_entropies(plain.model, ids, every, 60)[0]
+        assert torch.allclose(found, expected * mask, atol=1e-5)
 
 
 def test_the_script_trains_without_a_baseline_and_says_what_it_skips(tmp_path):

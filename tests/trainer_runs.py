@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from grpo_math.training.trainer import MathGRPOTrainer
+from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -54,8 +55,19 @@ class Recorder(TrainerCallback):
         self.weights: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_) -> None:
-        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.gradients.append({name: p.grad.clone() for name, p in trained})
         self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+
+class WithPositions(GRPOTrainer):
+    """TRL's trainer, whose model counts positions without the padding before a prompt."""
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        def forward(**inputs):
+            return model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
+
+        return super()._get_per_token_logps_and_entropies(forward, *args, **kwargs)
 
 
 def random_completions(trainer: GRPOTrainer, prompt_ids: list, *_, **__) -> tuple[list[list[int]], None]:
@@ -73,13 +85,19 @@ def tiny_model(kind: str = "qwen2") -> torch.nn.Module:
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "eos_token_id": 507, "bos_token_id": None}
-    config = AutoConfig.for_model(kind, **sizes, **({"num_local_experts": 2} if kind == "mixtral" else {}))
+    more = {
+        "mixtral": {"num_local_experts": 2},
+        "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 6},
+    }
+    config = AutoConfig.for_model(kind, **sizes | more.get(kind, {}))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.config._name_or_path = str(STARTER)  # whence TRL takes a reference model
     return model
 
 
-def build(kind: type[GRPOTrainer], folder: Path, alike: str, model: str = "qwen2", **arguments) -> GRPOTrainer:
+def build(
+    kind: type[GRPOTrainer], folder: Path, alike: str, model: str = "qwen2", lora: bool = False, **arguments
+) -> GRPOTrainer:
     """A trainer of a tiny model whose completions are random and whose rewards are a function of them."""
     own = {name: arguments.pop(name) for name in ("baseline", "skip_zero_advantage") if name in arguments}
     settings = {
@@ -101,7 +119,13 @@ def build(kind: type[GRPOTrainer], folder: Path, alike: str, model: str = "qwen2
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS])
     tokenizer = AutoTokenizer.from_pretrained(STARTER)
     fake = type("WithRandomCompletions", (kind,), {"_generate_single_turn": random_completions})
-    return fake(tiny_model(model), reward, args, data, processing_class=tokenizer, **own)
+    if lora:
+        targets = ["q_proj", "v_proj", "down_proj"]
+        own["peft_config"] = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+        torch.manual_seed(1)
+    base = tiny_model(model)
+    torch.manual_seed(2)  # whatever the model has drawn
+    return fake(base, reward, args, data, processing_class=tokenizer, **own)
 
 
 def train(kind: type[GRPOTrainer], *args, **kwargs) -> tuple[Recorder, list[dict]]:
@@ -125,7 +149,8 @@ def compare(case: str, folder: Path) -> dict:
     shape, alike, loss_type, *more = case.split()
     arguments = {**SHAPES[shape], "loss_type": loss_type, "epsilon": 0.1}
     arguments |= {name: json.loads(value) for name, value in (word.split("=") for word in more)}
-    theirs, plain = train(GRPOTrainer, folder, alike, **arguments)
+    plain_arguments = {name: value for name, value in arguments.items() if name != "skip_zero_advantage"}
+    theirs, plain = train(WithPositions, folder, alike, **plain_arguments)
     ours, logged = train(MathGRPOTrainer, folder, alike, **arguments)
     assert len(theirs.gradients) == len(ours.gradients) == arguments["max_steps"]
     errors = [relative_error(a, b) for a, b in zip(ours.gradients, theirs.gradients, strict=True)]

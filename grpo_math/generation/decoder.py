@@ -7,7 +7,6 @@ keys and values are written into room that is there already. The distribution is
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicLayer
 
 from grpo_math.generation.decode_attention import fast_attention, leave_room
+from grpo_math.models.traits import forward_arguments
 
 Choose = Callable[[Tensor], Tensor]
 Finished = Callable[[list[int]], bool]
@@ -71,24 +71,6 @@ class RoomyLayer(DynamicLayer):
         for (source, rows), own in zip(parts, places, strict=True):
             layer.put(own, source, rows)
         return layer
-
-
-def without_adapter(model: Any) -> Any:
-    """The model under an adapter of peft's, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def parameters(model: Any) -> set[str]:
-    """What a model's forward pass takes, be it under an adapter or not."""
-    return set(inspect.signature(without_adapter(model).forward).parameters)
-
-
-def can_decode(model: Any) -> bool:
-    """Whether a model keeps nothing of a sequence but keys and values of its tokens, and takes tokens' positions."""
-    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    plain = layers <= {"full_attention", "sliding_attention"} and not model._is_stateful
-    takes = {"attention_mask", "position_ids", "past_key_values"} <= parameters(model)
-    return plain and takes and not model.config.is_encoder_decoder
 
 
 def chooser(temperature: float, top_p: float = 1.0, top_k: int = 0) -> Choose:
@@ -167,7 +149,9 @@ class Decoder:
 
     def __init__(self, model: Any, choose: Choose, finished: Finished, pad: int) -> None:
         self.model, self.choose, self.finished, self.pad = model, choose, finished, pad
-        self.only_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters(model) else {}
+        self.only_last = (
+            {"logits_to_keep": 1} if "logits_to_keep" in forward_arguments(model) else {}
+        )
 
     @torch.no_grad()
     @fast_attention()

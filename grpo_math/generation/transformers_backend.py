@@ -58,7 +58,7 @@ class TransformersBackend:
     def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
         import torch
 
-        from grpo_math.generation.decoder import can_decode
+        from grpo_math.models.traits import can_decode
 
         method = self._decode if can_decode(self.model) else self._generate_padded
         torch.manual_seed(sampling.seed)
@@ -71,7 +71,7 @@ class TransformersBackend:
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         import torch
 
-        from grpo_math.generation.decoder import can_decode
+        from grpo_math.models.traits import can_decode
 
         method = self._decode if can_decode(self.model) else self._generate_padded
         repeated = [prompt for prompt in prompts for _ in range(sampling.n)]

@@ -7,19 +7,18 @@ A row of `metrics.jsonl` has `eval_accuracy` (in the prompt style's own format) 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import copy
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import GRPOTrainer
 
 from grpo_math.data.styles import PromptStyle
 from grpo_math.data.tasks import get_task
 from grpo_math.evaluation.intervals import mean_interval
+
+if TYPE_CHECKING:
+    from grpo_math.training.trainer import MathGRPOTrainer
 
 
 class HeldOut(TrainerCallback):
@@ -32,7 +31,7 @@ class HeldOut(TrainerCallback):
 
     def __init__(
         self,
-        trainer: GRPOTrainer,
+        trainer: MathGRPOTrainer,
         rows: list[dict[str, Any]],
         prompts: list[list[int]],
         style: PromptStyle,
@@ -80,13 +79,11 @@ class HeldOut(TrainerCallback):
         ]
         at_once = args.generation_batch_size // processes
         graded = []
-        with greedy(self.trainer):
-            for start in range(0, len(own), at_once):
-                numbers = own[start : start + at_once]
-                ids, _ = self.trainer._generate_single_turn(
-                    [self.prompts[i] for i in numbers], None, {}, 1
-                )
-                graded += [(i, self._grade(i, each)) for i, each in zip(numbers, ids, strict=True)]
+        for start in range(0, len(own), at_once):
+            numbers = own[start : start + at_once]
+            completions = self.trainer.complete([self.prompts[i] for i in numbers])
+            for number, ids in zip(numbers, completions, strict=True):
+                graded.append((number, self._grade(number, ids)))
         verdicts = dict(gather_object(graded))
         return [verdicts[i] for i in range(count)]
 
@@ -97,30 +94,3 @@ class HeldOut(TrainerCallback):
         )
         verdict = get_task(row["task"]).grade(text, row["answer"], self.style.mark)
         return verdict.strict, verdict.lenient
-
-
-@contextmanager
-def greedy(trainer: GRPOTrainer) -> Iterator[None]:
-    """The trainer generates greedily, without dropout, and draws no random number that training would have drawn."""
-    was_training, temperature = trainer.model.training, trainer.temperature
-    config = getattr(trainer, "generation_config", None)
-    device = trainer.accelerator.device
-    trainer.temperature = 0
-    if trainer.use_vllm:
-        trainer.vllm_generation.temperature = 0
-    if config is not None:
-        trainer.generation_config = copy(config)
-        trainer.generation_config.update(
-            do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None
-        )
-    trainer.model.eval()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        trainer.model.train(was_training)
-        trainer.temperature = temperature
-        if trainer.use_vllm:
-            trainer.vllm_generation.temperature = temperature
-        if config is not None:
-            trainer.generation_config = config

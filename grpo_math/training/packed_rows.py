@@ -1,4 +1,4 @@
-"""Run a micro-batch as one packed row: every prompt once, no padding, and only attention knows segments.
+"""Run a micro-batch as one packed row: each prompt once, no padding; only attention sees segments.
 
 The row holds the different prompts without their last token, then for each completion the prompt's
 last token and the completion's tokens but the last, which are the N tokens that predict something.
@@ -318,15 +318,17 @@ def flash_segments(
     return out[..., :width]
 
 
-def log_probs(model: nn.Module, row: PackedRow, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Give log-probabilities of the completions' tokens, and entropies: (B, T), 0 elsewhere.
+def log_probs(model: nn.Module, row: PackedRow) -> tuple[Tensor, Tensor]:
+    """Give log-probabilities and entropies of the completions' tokens: (B, T) each, 0 elsewhere.
 
     model: with TRL's fused head, and the attention of `use_packed_attention`.
     """
+    # Of four dimensions, so that the model takes it as made. The attention here does not read it.
+    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=row.tokens.device)
     output = model(
         input_ids=row.tokens,
         position_ids=row.positions,
-        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool),  # four dimensions: taken as made
+        attention_mask=no_mask,
         shift_labels=row.labels,
         fused_lm_head=True,
         layout=row.layout,
@@ -340,4 +342,7 @@ def log_probs(model: nn.Module, row: PackedRow, entropy: bool) -> tuple[Tensor, 
         empty = torch.zeros(row.runs.shape, dtype=values.dtype, device=values.device)
         return empty.masked_scatter(row.runs, completions)
 
-    return spread(output.log_probs), spread(output.entropy) if entropy else None
+    logps = spread(output.log_probs)
+    if output.entropy is None:  # a reference model's head
+        return logps, torch.zeros_like(logps)
+    return logps, spread(output.entropy)

@@ -21,6 +21,9 @@ the left; `completion_ids`, `completion_mask`, `old_per_token_logps` ... (B, T),
 right; `advantages` (B,); scalars."""
 
 
+SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+
+
 @dataclass
 class Share:
     """The completions of a new micro-batch and the tokens that they run, equal prompts once."""
@@ -43,6 +46,8 @@ def trained(batch: Batch) -> Tensor:
 def positions(batch: Batch, packed: bool) -> int:
     """Count the positions that a micro-batch runs."""
     rows = trained(batch)
+    if not rows.any():
+        return 0
     if not packed:
         return int(rows.sum()) * (batch["prompt_ids"].size(1) + batch["completion_ids"].size(1))
     mask = batch["prompt_mask"][rows]
@@ -75,11 +80,16 @@ def divide(groups: list[dict[int, int]], prompts: list[int], count: int, room: i
     return sorted(shares, key=lambda share: -share.tokens)
 
 
-def shares_of(batch: Batch, rows: Tensor, count: int, room: int) -> list[list[int]]:
-    """Divide chosen rows of a batch, (K,), into `count` lists of at most `room`, longest first."""
-    _, numbers = same_prompts(batch["prompt_ids"][rows], batch["prompt_mask"][rows])
-    sizes = batch["completion_mask"].sum(1).clamp(min=1).tolist()
-    lengths = batch["prompt_mask"].sum(1).tolist()
+def shares_of(sides: list[Tensor], rows: Tensor, count: int, room: int) -> list[list[int]]:
+    """Divide chosen rows, (K,), into `count` lists of at most `room`, the longest first.
+
+    sides: ids and mask of prompts, and of completions.
+    """
+    if not len(rows):
+        return [[] for _ in range(count)]
+    prompt_ids, prompt_mask, _, mask = sides
+    _, numbers = same_prompts(prompt_ids[rows], prompt_mask[rows])
+    sizes, lengths = mask.sum(1).clamp(min=1).tolist(), prompt_mask.sum(1).tolist()
     groups: dict[int, dict[int, int]] = {}
     for row, number in zip(rows.tolist(), numbers.tolist(), strict=True):
         groups.setdefault(number, {})[row] = sizes[row]
@@ -104,7 +114,8 @@ def regroup(batches: list[Batch], loss_type: str) -> list[Batch]:
     idle = (~runs).nonzero().squeeze(1).tolist()
     before = torch.stack([loss_mask(batch).sum() for batch in batches]).repeat_interleave(room)
     new = []
-    for rows in shares_of(every, runs.nonzero().squeeze(1), count, room):
+    sides = [every[name] for name in SIDES]
+    for rows in shares_of(sides, runs.nonzero().squeeze(1), count, room):
         missing = room - len(rows)
         chosen = torch.tensor(rows + idle[:missing], device=runs.device)
         idle = idle[missing:]

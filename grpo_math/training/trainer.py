@@ -1,52 +1,67 @@
 """What is added to TRL's GRPOTrainer, and nothing else.
 
-- No work whose gradient is zero: TRL's micro-batches are made again by `grpo_math.training.micro_batches`.
-- A prompt runs once for the completions of a micro-batch that continue it: `grpo_math.training.shared_prompts`.
-- Without vLLM, generation in which finished completions leave the batch and a prompt is computed once for its group.
+- A micro-batch runs as one packed row: `packed_rows`.
+- Completions without an advantage do not run, as their gradient is zero: `regroup`.
+- With vLLM on-policy, the importance ratio comes from the training pass, and no other pass is made.
+- Without vLLM, generation in which finished completions leave the batch; stop strings.
 - Advantages without a baseline: the rewards themselves.
 
-Where work is skipped, metrics are TRL's over the same completions, with two differences. `entropy` is a mean over the
-completions that were trained on. Means are over the tokens of an optimizer step (TRL: of a micro-batch, and then over
-micro-batches), and the smallest and largest clip ratios are those of a step. `skipped/completions` and
-`skipped/positions` are the shares of completions, and of tokens with padding, that only TRL would have run.
+Metrics are TRL's, over all completions, with one exception. What only a forward pass can tell,
+`entropy` and with vLLM on-policy `sampling/...`, is over the completions that ran, and over an
+optimizer step at once. `skipped/completions` and `skipped/positions` are the shares of completions,
+and of tokens with padding, that only TRL would have run.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 
-from grpo_math.generation.decoder import Decoder, can_decode, chooser, finisher, without_adapter
-from grpo_math.training.micro_batches import (
-    LOSS_TYPES,
+from grpo_math.generation.decoder import Decoder, chooser, finisher
+from grpo_math.models.traits import can_decode, position_note, takes_positions, why_not_packed
+from grpo_math.training.greedy import greedy
+from grpo_math.training.packed_rows import log_probs, pack, use_packed_attention
+from grpo_math.training.regroup import (
+    SIDES,
     Batch,
-    cut,
-    micro_batches,
-    removable_padding,
-    repack,
+    loss_mask,
+    positions,
+    regroup,
+    shares_of,
+    trained,
 )
 from grpo_math.training.sampling import EpochSampler
-from grpo_math.training.shared_prompts import log_probs, same_prompts, why_not_shared
-from grpo_math.training.step_metrics import Size, StepMetrics
+from grpo_math.training.step_metrics import StepMetrics
 from grpo_math.training.vllm_weights import LoraGeneration
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model gave for a micro-batch, (B, T) each: TRL's loss gets it in the model's place."""
+
+    log_probs: Tensor
+    entropies: Tensor
 
 
 class MathGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that can do without a `baseline`, without work whose gradient is zero and without work done before.
+    """GRPOTrainer without work whose gradient is zero, without padding, without work done twice.
 
-    `skip_note` and `share_note` say in words what is skipped and shared, or why nothing is.
+    baseline: whether advantages are rewards less a baseline, or the rewards themselves.
+    skip_zero_advantage: whether completions without a gradient stay out, where that is exact.
+    `notes` says in lines for the user what is skipped and packed, or why nothing is.
     """
 
     _buffered_inputs: list[Batch]
@@ -59,24 +74,79 @@ class MathGRPOTrainer(GRPOTrainer):
         if self.use_vllm and isinstance(self.model, PeftModel):
             self.vllm_generation = LoraGeneration.of(self.vllm_generation)
         self.baseline = baseline
-        reason = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
-        self.skips = reason is None
-        self.skip_note = (
-            f"nothing: {reason}"
-            if reason
-            else "completions of zero advantage; the gradient is the same"
-        )
-        base = without_adapter(self.model)
-        launch = str(self.accelerator.distributed_type.value)
-        alone = reason or why_not_shared(base, self.args.gradient_checkpointing, launch)
-        self.shares, self._backbone = alone is None, base.base_model
-        self.share_note = (
-            f"nothing: {alone}"
-            if alone
-            else "prompts, run once for a group; the gradient is the same"
-        )
-        self._removable = (*removable_padding(self.model.config), self.pad_to_multiple_of or 1)
-        self._step_metrics = StepMetrics(self.importance_sampling_level == "sequence")
+        not_exact = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
+        not_packed = self._why_not_packed()
+        self.skips, self.packs = not_exact is None, not_packed is None
+        self.skip_note = "completions of zero advantage; the gradient is the same"
+        if not_exact:
+            self.skip_note = f"nothing: {not_exact}"
+        self.pack_note = "micro-batches in one row, each prompt once; the gradient is the same"
+        if not_packed:
+            self.pack_note = f"nothing: {not_packed}"
+        if self.packs:
+            use_packed_attention(self.model)
+            if self.ref_model is not None:
+                use_packed_attention(self.ref_model)
+        self.step_metrics = StepMetrics()
+        kind = "stop" if self.use_vllm else "stop_strings"
+        self.stop = (self.args.generation_kwargs or {}).get(kind) or []
+        if self.stop and not self.use_vllm:
+            # TRL hands no tokenizer to `generate`, which needs one to find stop strings.
+            self.model.generate = partial(self.model.generate, tokenizer=self._tokenizer)
+
+    @property
+    def notes(self) -> list[str]:
+        """Say what is left out and how, in a run's first lines."""
+        attention = self.model.config.get_text_config()._attn_implementation
+        how = "by segment" if self.packs else "padded"
+        lines = [
+            f"skipping     {self.skip_note}",
+            f"packing      {self.pack_note}",
+            f"attention    {attention}, {how}",
+        ]
+        about_positions = position_note(self.model)
+        return lines + ([f"positions    {about_positions}"] if about_positions else [])
+
+    def _why_not_exact(self) -> str | None:
+        if self.beta != 0:
+            return f"with --beta {self.beta:g} the KL term acts on every completion"
+        if self._entropy_bonus_enabled:
+            return "the entropy bonus acts on every completion"
+        if self.top_entropy_quantile < 1:
+            quantile = f"--top_entropy_quantile {self.top_entropy_quantile:g}"
+            return f"{quantile} compares the tokens of a micro-batch"
+        if self.aux_loss_enabled:
+            return "the experts' auxiliary loss acts on every completion"
+        if self._is_vlm:
+            return "images are not handled"
+        if self.loss_type not in LOSS_TYPES:
+            return f"--loss_type {self.loss_type} is not handled"
+        return None
+
+    def _why_not_packed(self) -> str | None:
+        if self._is_vlm:
+            return "images are not handled"
+        if self.aux_loss_enabled:
+            return "the balance of experts is taken over whole prompts"
+        return why_not_packed(self.model)
+
+    @property
+    def _whole_prompts(self) -> bool:
+        """Whether a micro-batch has to run as TRL cut it."""
+        return self._is_vlm or self.aux_loss_enabled
+
+    @property
+    def _corrects(self) -> bool:
+        """Whether vLLM's samples are weighted by the trainer's probabilities over vLLM's."""
+        return self.use_vllm and self.args.vllm_importance_sampling_correction
+
+    @property
+    def _on_policy(self) -> bool:
+        """Whether the weights are those that generated, in all of an optimizer step."""
+        generations = self.args.steps_per_generation * self.num_iterations
+        return self.args.gradient_accumulation_steps % generations == 0
+
+    # Which questions, and for how long.
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         positions = super()._get_train_sampler(dataset)
@@ -89,20 +159,7 @@ class MathGRPOTrainer(GRPOTrainer):
         else:
             self.control.should_training_stop = True
 
-    def _why_not_exact(self) -> str | None:
-        if self.beta != 0:
-            return f"with --beta {self.beta:g} the KL term acts on every completion"
-        if self._entropy_bonus_enabled:
-            return "the entropy bonus acts on every completion"
-        if self.top_entropy_quantile < 1:
-            return f"--top_entropy_quantile {self.top_entropy_quantile:g} compares the tokens of a micro-batch"
-        if self.aux_loss_enabled:
-            return "the experts' auxiliary loss acts on every completion"
-        if self._is_vlm:
-            return "images are not handled"
-        return (
-            None if self.loss_type in LOSS_TYPES else f"--loss_type {self.loss_type} is not handled"
-        )
+    # Training: which completions run, what they score, and the loss.
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         before = self._buffered_inputs
@@ -110,152 +167,223 @@ class MathGRPOTrainer(GRPOTrainer):
         if not self.skips or not self.model.training or self._buffered_inputs is before:
             return inputs
         plain, self._buffered_inputs = self._buffered_inputs, []
-        # What is both of one generation and of one optimizer step, whichever of the two is longer.
+        # Windows that cross neither a generation nor an optimizer step.
         window = math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         for start in range(0, len(plain), window):
-            batches = plain[start : start + window]
-            new = repack(batches, self.loss_type, *self._removable, self.shares)
-            new[0]["plain"] = Size.of(batches)
-            self._buffered_inputs += new
-        self._log_skipped(Size.of(plain), Size.of(self._buffered_inputs, self.shares))
+            self._buffered_inputs += regroup(plain[start : start + window], self.loss_type)
+        self._log_skipped()
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _log_skipped(self, plain: Size, run: Size) -> None:
-        sizes = torch.tensor([[plain, run]], dtype=torch.float32, device=self.accelerator.device)
-        plain, run = (Size(*size) for size in self.accelerator.gather(sizes).sum(0).tolist())
-        self._metrics["train"]["skipped/completions"].append(
-            1 - run.completions / plain.completions
-        )
-        self._metrics["train"]["skipped/positions"].append(1 - run.positions / plain.positions)
+    def _log_skipped(self) -> None:
+        sizes = torch.zeros(4)
+        for batch in self._buffered_inputs:
+            runs, width = trained(batch), batch["prompt_ids"].size(1)
+            width += batch["completion_ids"].size(1)
+            run = positions(batch, self.packs)
+            sizes += torch.tensor([int(runs.sum()), len(runs), run, len(runs) * width])
+        total = self.accelerator.gather(sizes.to(self.accelerator.device)[None]).sum(0).tolist()
+        logged = self._metrics["train"]
+        logged["skipped/completions"].append(1 - total[0] / total[1])
+        logged["skipped/positions"].append(1 - total[2] / total[3])
 
-    def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
-        if not self.skips or not self.model.training:
+    def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
+        if not self.model.training or self._whole_prompts:
             return super()._compute_loss(model, inputs)
-        logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
-        # TRL would gather metrics of each micro-batch, whose sizes now differ between processes.
-        with without_collectives(self.accelerator):
-            loss = super()._compute_loss(model, inputs)
-        local, self._metrics["train"] = self._metrics["train"], logged
-        values = {key: single for key, (single,) in local.items()}
-        self._step_metrics.add(values, Size.of([inputs]), inputs.get("plain", Size()))
+        runs = torch.ones_like(inputs["advantages"], dtype=torch.bool)
+        if self.skips:
+            runs = trained(inputs)
+        scored = self._score(model, inputs, runs)
+        if self._corrects and "importance_sampling_ratio" not in inputs:
+            ratio = self._sampling_ratio(scored.log_probs.detach(), inputs, runs)
+            inputs = inputs | {"importance_sampling_ratio": ratio}
+        loss = super()._compute_loss(scored, inputs)
+        logged = self._metrics["train"]
+        if self.skips:
+            earlier = logged.pop("entropy")[
+                :-1
+            ]  # without TRL's, which takes 0 for what did not run
+            if earlier:
+                logged["entropy"] = earlier
+            counted = loss_mask(inputs).bool() & runs[:, None]
+            self.step_metrics.add("entropy", scored.entropies[counted])
         if self.accelerator.sync_gradients:
-            for key, value in self._step_metrics.merge(
-                self.accelerator.gather, loss.device
-            ).items():
-                logged[key].append(value)
+            for name, value in self.step_metrics.merge(self.accelerator.gather).items():
+                logged[name].append(value)
         return loss
+
+    def _score(self, model: nn.Module, inputs: Batch, runs: Tensor) -> Scored:
+        """Run the completions of `runs`, (B,), for their log-probabilities and entropies.
+
+        Others get a ratio of 1. Where none runs, one token does, with a gradient of 0, as the
+        processes of a launch meet in every forward and backward pass.
+        """
+        sides = [inputs[name] for name in SIDES]
+        entropies = torch.zeros(sides[2].shape, device=runs.device)
+        given = inputs.get("old_per_token_logps", entropies)
+        rows = runs.nonzero().squeeze(1)
+        if not len(rows):
+            token = [side[:1, -1:] for side in sides[:2]] + [side[:1, :1] for side in sides[2:]]
+            found, _ = self._forward(model, token)
+            return Scored(given + 0 * found.sum(), entropies)
+        found, spread = self._forward(model, [side[rows] for side in sides])
+        logps = given.to(found.dtype).index_copy(0, rows, found)
+        return Scored(logps, entropies.to(spread.dtype).index_copy(0, rows, spread))
+
+    def _forward(self, model: nn.Module, sides: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Give log-probabilities and entropies of completions, (B, T) each.
+
+        sides: ids and mask of prompts, (B, P), and of completions, (B, T).
+        """
+        if self.packs:
+            with self.accelerator.autocast():
+                return log_probs(model, pack(*sides))
+        ids, mask = torch.cat(sides[::2], 1), torch.cat(sides[1::2], 1)
+        logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+            self._with_positions(model), ids, mask, sides[2].size(1), compute_entropy=True
+        )
+        return logps, entropies
+
+    def _with_positions(self, model: nn.Module) -> Callable[..., Any]:
+        """Let a model count positions without the padding before a prompt, which TRL does not."""
+        if not takes_positions(self.model):
+            return model
+
+        def forward(**inputs: Any) -> Any:
+            places = inputs["attention_mask"].cumsum(1) - 1
+            return model(**inputs, position_ids=places.clamp(min=0))
+
+        return forward
 
     def _get_per_token_logps_and_entropies(
         self,
-        model: Any,
+        model: nn.Module | Scored,
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
-        batch_size: int | None = None,
-        **more: Any,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Where TRL asks for chunks of `batch_size`, which is without a gradient: the cheapest ones, cut to length."""
-        if batch_size is None or not self.skips:
-            return self._log_probs(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, **more
-            )
-        names = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
-        start = input_ids.size(1) - logits_to_keep
-        sides = (
-            input_ids[:, :start],
-            input_ids[:, start:],
-            attention_mask[:, :start],
-            attention_mask[:, start:],
-        )
-        prompts, completions = (side.sum(1).cpu().numpy() for side in sides[2:])
-        numbers = same_prompts(sides[0], sides[2])[1].cpu().numpy() if self.shares else None
-        count, most = -(-len(input_ids) // batch_size), batch_size * input_ids.size(1)
-        logps = torch.zeros(sides[1].shape, device=input_ids.device)
-        for rows in micro_batches(prompts, completions, count, most, batch_size, numbers):
-            rows = torch.from_numpy(rows).to(input_ids.device)
-            chunk = cut(
-                {name: side[rows] for name, side in zip(names, sides, strict=True)},
-                *self._removable,
-            )
-            ids, mask = (
-                torch.cat([chunk[f"prompt_{kind}"], chunk[f"completion_{kind}"]], 1)
-                for kind in ("ids", "mask")
-            )
-            width = chunk["completion_ids"].size(1)
-            logps[rows, :width] = self._log_probs(model, ids, mask, width, **more)[0].to(
-                logps.dtype
-            )
-        return logps, None, None
-
-    def _log_probs(
-        self,
-        model: Any,
-        ids: Tensor,
-        mask: Tensor,
-        completion: int,
-        batch_size: int | None = None,
-        **more: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if not self.shares:
+        """Give what TRL asks for outside the training pass, in as many passes as TRL makes."""
+        if isinstance(model, Scored):
+            return model.log_probs, model.entropies, None
+        if not self.packs:
             return super()._get_per_token_logps_and_entropies(
-                model, ids, mask, completion, batch_size, **more
+                self._with_positions(model), input_ids, attention_mask, logits_to_keep, **options
             )
-        with self.accelerator.autocast():
-            entropy = more.get("compute_entropy", False)
-            return *log_probs(model, self._backbone, ids, mask, completion, entropy), None
+        start = input_ids.size(1) - logits_to_keep
+        sides = [input_ids[:, :start], attention_mask[:, :start]]
+        sides += [input_ids[:, start:], attention_mask[:, start:]]
+        room = options.get("batch_size") or len(input_ids)
+        every = torch.arange(len(input_ids), device=input_ids.device)
+        found = [torch.zeros(sides[2].shape, device=input_ids.device) for _ in range(2)]
+        for rows in shares_of(sides, every, -(-len(every) // room), room):
+            chosen = every[rows]
+            part = self._forward(model, [side[chosen] for side in sides])
+            for number, values in enumerate(part):
+                found[number] = found[number].to(values.dtype).index_copy(0, chosen, values)
+        return found[0], found[1] if options.get("compute_entropy") else None, None
 
-    def _generates_by_itself(self) -> bool:
-        """Whether `grpo_math.generation.decoder` samples as this trainer's settings ask, from weights that are whole here."""
-        args, launch = self.args, str(self.accelerator.distributed_type.value)
-        otherwise = (
-            *(
-                self.use_vllm,
-                self.use_transformers_continuous_batching,
-                args.cache_implementation,
-                self._is_vlm,
-            ),
-            *(
-                self.min_p,
-                self.repetition_penalty != 1,
-                set(args.generation_kwargs or {}) - {"stop_strings"},
-            ),
-        )
-        whole = launch == "NO" or launch.startswith("MULTI_")
-        return (
-            whole and not any(otherwise) and can_decode(self.accelerator.unwrap_model(self.model))
-        )
+    # Generation: prompts in, token ids and their text out.
 
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], *more: Any, **named: Any
-    ) -> tuple[list, list | None]:
-        if not self._generates_by_itself():
-            return super()._generate_single_turn(prompt_ids, *more, **named)
-        stop = tuple((self.args.generation_kwargs or {}).get("stop_strings", ()))
-        finished = finisher(self.eos_token_ids, self.max_completion_length, stop, self._tokenizer)
-        checkpointing = self.args.gradient_checkpointing_kwargs
+    def complete(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Complete prompts greedily, all of them token ids; training does not notice it."""
+        with greedy(self):
+            return self._generate_single_turn(prompts, None, {}, 1)[0]
+
+    def _decodes(self) -> bool:
+        """Tell whether this project's decoder samples as the settings ask, from whole weights."""
+        launch = str(self.accelerator.distributed_type.value)
+        others = (
+            self.use_transformers_continuous_batching,
+            self.args.cache_implementation,
+            self._is_vlm,
+            self.min_p,
+            self.repetition_penalty != 1,
+            set(self.args.generation_kwargs or {}) - {"stop_strings"},
+            launch != "NO" and not launch.startswith("MULTI_"),
+        )
+        return not any(others) and can_decode(self.accelerator.unwrap_model(self.model))
+
+    def _decode(self, prompts: list[list[int]]) -> list[list[int]]:
+        finished = finisher(
+            self.eos_token_ids, self.max_completion_length, tuple(self.stop), self._tokenizer
+        )
         with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+            self.model_wrapped,
+            self.accelerator,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         ) as model:
             choose = chooser(self.temperature, self.top_p, self.top_k)
             decoder = Decoder(model, choose, finished, self._tokenizer.pad_token_id)
-            return decoder.complete(prompt_ids, len(prompt_ids)), None
+            return decoder.complete(prompts, len(prompts))
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *more: Any, **named: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Generate, and put an end token behind a stop string, in the place of padding."""
+        if self.use_vllm:
+            ids, logprobs = super()._generate_single_turn(prompt_ids, *more, **named)
+        else:
+            logprobs = None
+            with self.accelerator.autocast():  # around all tokens: weights are cast once
+                if self._decodes():
+                    ids = self._decode(prompt_ids)
+                else:
+                    ids, _ = super()._generate_single_turn(prompt_ids, *more, **named)
+        for number, completion in enumerate(ids):
+            end = self._stopped_after(completion)
+            if end is not None:
+                ids[number] = [*completion[:end], self.eos_token_ids[0]]
+                if logprobs is not None:
+                    logprobs[number] = [*logprobs[number][:end], 0.0]
+        return ids, logprobs
+
+    def _stopped_after(self, ids: list[int]) -> int | None:
+        """Count a completion's tokens up to its stop string; None when it does not end in one."""
+        if not self.stop:
+            return None
+        ends, count = {*self.eos_token_ids, self._tokenizer.pad_token_id}, len(ids)
+        while count and ids[count - 1] in ends:
+            count -= 1
+        text = self._tokenizer.decode(ids[:count])
+        return count if any(string in text for string in self.stop) else None
+
+    def _generate(self, prompts: list) -> tuple:
+        """Keep the end token behind a stop string out of the loss, as the model has not written it.
+
+        Rewards judge the text of the token ids, of which a tokenizer's parser may leave out parts.
+        """
+        prompt_ids, ids, mask, completions, *rest = super()._generate(prompts)
+        if self.stop:
+            mask = [[1] * len(each) for each in ids]
+            for number, completion in enumerate(ids):
+                end = self._stopped_after(completion)
+                if end is not None:
+                    mask[number][end] = 0
+        if isinstance(completions[0], list) and not self.tools:
+            texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
+        return prompt_ids, ids, mask, completions, *rest
+
+    # Rewards, advantages and vLLM's importance ratios.
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._rewards = super()._calculate_rewards(
-            *args, **kwargs
-        )  # (completions of all processes, functions)
-        return self._rewards
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._rewards = rewards  # (completions of all processes, functions)
+        return rewards
 
-    def _log_masked(self, ratio: Tensor) -> None:
-        """Log the share of vLLM's samples (or tokens) that TRL leaves out because their ratio is beyond its limits."""
-        mode = "train" if self.model.training else "eval"
-        share = self.accelerator.gather((ratio == 0).float().mean())
-        self._metrics[mode]["sampling/masked_fraction"].append(share.mean().item())
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        batch = super()._generate_and_score_completions(inputs)
+    def _generate_and_score_completions(self, inputs: list[dict[str, object]]) -> Batch:
+        without_second_pass = self._corrects and self._on_policy and self.model.training
+        if without_second_pass and not self._whole_prompts:
+            self.vllm_importance_sampling_correction = False
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+        finally:
+            self.vllm_importance_sampling_correction = self.args.vllm_importance_sampling_correction
         if "mask" in self.vllm_importance_sampling_mode and "importance_sampling_ratio" in batch:
-            self._log_masked(batch["importance_sampling_ratio"])
+            mode = "train" if self.model.training else "eval"
+            masked = (batch["importance_sampling_ratio"] == 0).float().mean()
+            share = self.accelerator.gather(masked).mean().item()
+            self._metrics[mode]["sampling/masked_fraction"].append(share)
         if self.baseline:
             return batch
         rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
@@ -266,12 +394,29 @@ class MathGRPOTrainer(GRPOTrainer):
         own = self.accelerator.process_index * len(inputs)
         return batch | {"advantages": rewards[own : own + len(inputs)]}
 
+    def _sampling_ratio(self, logps: Tensor, batch: Batch, runs: Tensor) -> Tensor:
+        """Give the trainer's probabilities over vLLM's, limited as TRL limits them: (B, T or 1).
 
-@contextmanager
-def without_collectives(accelerator: Accelerator) -> Iterator[None]:
-    """What would be gathered from all processes, or summed over them, stays this one's."""
-    accelerator.gather = accelerator.reduce = lambda tensor, *_, **__: tensor
-    try:
-        yield
-    finally:
-        del accelerator.gather, accelerator.reduce
+        logps: (B, T), those of the weights that generated. runs: (B,), which completions have one.
+        """
+        mask = loss_mask(batch) * runs[:, None]
+        apart = logps - batch["sampling_per_token_logps"]
+        known = mask.bool() & ~apart.isnan()  # vLLM gives NaN for a token that it cannot score
+        apart = apart.masked_fill(~known, 0)
+        by_sequence = self.vllm_importance_sampling_mode.startswith("sequence")
+        ratio = (apart.sum(1, keepdim=True) if by_sequence else apart).exp()
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if self.vllm_importance_sampling_mode.endswith("truncate"):
+            ratio = ratio.clamp(min=low, max=high)
+        else:
+            above = ratio > (math.inf if high is None else high)
+            below = ratio < (-math.inf if low is None else low)
+            ratio = ratio.masked_fill(above | below, 0)
+            self.step_metrics.add("sampling/masked_fraction", ratio[runs] == 0)
+        counted = ratio[runs] if by_sequence else ratio[mask.bool()]
+        for name in ("min", "mean", "max"):
+            self.step_metrics.add(f"sampling/importance_sampling_ratio/{name}", counted)
+        for name in ("mean", "max"):
+            difference = apart[known].abs()
+            self.step_metrics.add(f"sampling/sampling_logp_difference/{name}", difference)
+        return ratio
