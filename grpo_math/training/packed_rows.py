@@ -215,7 +215,7 @@ class PackedAttention:
     def __init__(self, name: str, plain: Attention) -> None:
         self.name, self.plain = name, plain
 
-    def __call__(  # noqa: PLR0913: transformers' signature
+    def __call__(  # noqa: PLR0913
         self,
         module: nn.Module,
         query: Tensor,
