@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from grpo_math.data.styles import PromptStyle
 from grpo_math.data.tasks import get_task
+from grpo_math.evaluation.identity import same_question
 from grpo_math.evaluation.intervals import mean_interval
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ class HeldOut(TrainerCallback):
     def _measure(self) -> None:
         started, trainer = time.time(), self.trainer
         verdicts = self._verdicts()
-        strict, low, high = mean_interval([[float(right)] for right, _ in verdicts])
+        questions = [same_question(row["question"]) for row in self.rows]
+        scores = [[float(right)] for right, _ in verdicts]
+        strict, low, high = mean_interval(scores, clusters=questions)
         lenient = sum(right for _, right in verdicts) / len(verdicts)
         logs = {"eval_accuracy": strict, "eval_accuracy_low": low, "eval_accuracy_high": high}
         step_is_to_be_logged = trainer.control.should_log
