@@ -4,9 +4,9 @@
     python train_grpo.py starter_model --config recipes/starter_arithmetic.yaml
     accelerate launch --config_file accelerate_configs/ddp.yaml train_grpo.py Qwen/Qwen2.5-3B
 
-The defaults are Dr. GRPO (arXiv 2503.20783). A run's folder holds its checkpoints, `checkpoint-final`,
-`metrics.jsonl`, TensorBoard files and `run.json`; the same command run again continues from the last
-complete checkpoint.
+The defaults are Dr. GRPO (arXiv 2503.20783). A run's folder holds its checkpoints,
+`checkpoint-final`, `metrics.jsonl`, TensorBoard files and `run.json`; the same command run again
+continues from the last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def build_trainer(
 
 
 def save_final(trainer: MathGRPOTrainer, plan: Plan) -> Path:
-    """Save the trained model, on all ranks, under a name that becomes `checkpoint-final` when complete."""
+    """Save the trained model, on all ranks; it is called `checkpoint-final` once it is complete."""
     final = Path(plan.args.output_dir) / FINAL
     partial = final.with_name(f"{FINAL}.partial")
     trainer.save_model(str(partial))

@@ -7,6 +7,7 @@ without TRL, whose import takes seconds, so that `--help` and most mistakes are 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -76,7 +77,7 @@ TRL's and transformers' flags, under their own names (most changed ones; --help_
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """The project's own arguments, and TRL's as given: `recipe` from YAML, `rest` from the command line.
+    """The project's own arguments, and TRL's as given, in the recipe and in the `rest` of the line.
 
     `model` is the one that is meant, wherever it was named.
     """
@@ -142,54 +143,27 @@ def _own_parser(doc: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", metavar="YAML", help="recipe: flags as `name: value`; the command line wins")
+    text = "recipe: flags as `name: value`; the command line wins"
+    add("--config", metavar="YAML", help=text)
     add_data_flags(parser)
-    add(
-        "--task",
-        help="how answers are checked: a known name or the dotted path of your own "
-        "(default: what the rows say)",
-    )
-    add(
-        "--prompt",
-        help="prompt style (default: the one that the model was trained in, else the task's): "
-        + ", ".join(STYLES),
-    )
-    add(
-        "--reward_funcs",
-        nargs="+",
-        metavar="NAME",
-        default=REWARDS,
-        help=f"(default: {' '.join(REWARDS)}) dotted paths of your own, or, with settings as in "
-        f"accuracy:wrong=-1: {', '.join(REGISTRY)}",
-    )
-    add(
-        "--advantage",
-        type=_advantage,
-        metavar="NAME",
-        help="no_baseline (the reward itself), group_mean (less its group's mean; the default), "
-        "or group_normalized (and divided by the group's standard deviation)",
-    )
-    add(
-        "--skip_zero_advantage",
-        type=_truth,
-        default=True,
-        metavar="BOOL",
-        help="train on no completion and padding that add nothing to the gradient "
-        "(default: true, where that is exact)",
-    )
+    text = "how answers are checked: a known name or the dotted path of your own "
+    add("--task", help=text + "(default: what the rows say)")
+    text = "prompt style (default: the one that the model was trained in, else the task's): "
+    add("--prompt", help=text + ", ".join(STYLES))
+    text = f"(default: {' '.join(REWARDS)}) dotted paths of your own, or, with settings as in "
+    text += f"accuracy:wrong=-1: {', '.join(REGISTRY)}"
+    add("--reward_funcs", nargs="+", metavar="NAME", default=REWARDS, help=text)
+    text = "no_baseline (the reward itself), group_mean (less its group's mean; the default), or "
+    text += "group_normalized (and divided by the group's standard deviation)"
+    add("--advantage", type=_advantage, metavar="NAME", help=text)
+    text = "train on no completion and padding that add nothing to the gradient (default: true, "
+    text += "where that is exact)"
+    add("--skip_zero_advantage", type=_truth, default=True, metavar="BOOL", help=text)
     add("--resume", action="store_true", help="insist on continuing from a checkpoint of this run")
-    add(
-        "--give_up_after",
-        type=int,
-        default=50,
-        metavar="N",
-        help="stop after N steps in a row in which nothing could be learned (default: 50; 0: never)",
-    )
-    add(
-        "--dry_run",
-        action="store_true",
-        help="print what the run would take and whether it can work; load no weights",
-    )
+    text = "stop after N steps in a row in which nothing could be learned (default: 50; 0: never)"
+    add("--give_up_after", type=int, default=50, metavar="N", help=text)
+    text = "print what the run would take and whether it can work; load no weights"
+    add("--dry_run", action="store_true", help=text)
     add("--help_all", action="store_true", help="all flags, TRL's and transformers' included")
     add("--model_name_or_path", help=argparse.SUPPRESS)
     add("--model_revision", default="main", help=argparse.SUPPRESS)
@@ -213,10 +187,8 @@ def _truth(text: str) -> bool:
 def read_mapping(value: object, flag: str) -> dict[str, object]:
     """Read an argument that is a mapping: JSON on the command line, empty where it is not given."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = json.loads(value)
-        except ValueError:
-            pass
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Check before anything is loaded: batch arithmetic, and arguments that cannot work or do nothing."""
+"""Check before anything is loaded: batch sizes, and arguments that cannot work or do nothing."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def plan_batches(given: Namespace, rows: int) -> BatchPlan:
         fitting = [str(n) for n in range(2, per_generation + 1) if per_generation % n == 0]
         raise UsageError(
             f"--num_generations {group} does not divide the {per_generation} completions of a "
-            f"generation batch (--per_device_train_batch_size {given.per_device_train_batch_size} x "
-            f"{processes} processes x --gradient_accumulation_steps "
+            f"generation batch ({processes} processes, --per_device_train_batch_size "
+            f"{given.per_device_train_batch_size}, --gradient_accumulation_steps "
             f"{given.gradient_accumulation_steps}): choose --num_generations from "
             f"{', '.join(fitting)}"
         )

@@ -1,4 +1,4 @@
-"""What ends a training run and is no mistake of this code: the machine's shortages, a model that cannot be loaded."""
+"""Explain what ends a run and is no mistake of this code: shortages, models that do not load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOADERS = ("from_pretrained", "create_model_from_path")
 
 @contextmanager
 def shortage_explained() -> Iterator[None]:
-    """What a machine lacks while it loads and trains, in a line."""
+    """Say in a line what the machine lacks while it loads and trains."""
     try:
         yield
     except RuntimeError as error:
@@ -24,20 +24,20 @@ def shortage_explained() -> Iterator[None]:
         if out_of_memory(error):
             raise UsageError(
                 f"out of memory ({said}): first halve --per_device_train_batch_size and double "
-                "--gradient_accumulation_steps (a run that has checkpoints needs another --output_dir then); what else "
-                "helps stands in docs/hyperparameters.md, Less memory"
+                "--gradient_accumulation_steps (a run that has checkpoints needs another "
+                "--output_dir then); what else helps stands in docs/hyperparameters.md, Less memory"
             ) from error
         if "DataLoader worker" in said:
             raise PassingError(
-                f"{said}: the system ends processes when memory runs out; --dataloader_num_workers 0 needs none, and "
-                "the same command continues from the last checkpoint"
+                f"{said}: the system ends processes when memory runs out; --dataloader_num_workers "
+                "0 needs none, and the same command continues from the last checkpoint"
             ) from error
         raise
 
 
 @contextmanager
 def loading_explained(model: str) -> Iterator[None]:
-    """A model that cannot be loaded, or a combination that a library refuses, in a line. Other errors are ours."""
+    """Say in a line why a model cannot be loaded, or what a library refuses; all else is ours."""
     try:
         yield
     except (OSError, ImportError, RuntimeError, ValueError, SafetensorError) as error:

@@ -42,7 +42,7 @@ def settle_arguments(
     """Make TRL's arguments from what was given, from what this project adds, and from `facts`.
 
     Raises:
-        UsageError: arguments contradict each other, or TRL refuses them; its own words are passed on.
+        UsageError: arguments contradict each other, or TRL refuses them, in its own words.
     """
     flag, cap = "--max_completion_length", given.max_completion_length
     check_context(facts.longest_prompt, cap, facts.context, flag)

@@ -1,8 +1,9 @@
-"""What a run is trained on and what it is measured with: the rows of a file, by difficulty, and those held out.
+"""Read what a run is trained on, and what it is measured with.
 
-`--eval_size N` takes N questions, always the same: of `--eval_data`, or of `eval.jsonl` or `test.jsonl` beside the
-training file, or where there is none of the training file itself. They are the first by id, which is a digest of the
-question: as good as drawn by lot, and the same whatever the order of the file. None of them is trained on.
+`--eval_size N` takes N questions, always the same: of `--eval_data`, or of `eval.jsonl` or
+`test.jsonl` beside the training file, or where there is none of the training file itself. They are
+the first by id, which is a digest of the question: as good as drawn by lot, and the same whatever
+the order of the file. None of them is trained on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
 from grpo_math.data.rows import fingerprint, load_rows
@@ -20,7 +20,7 @@ from grpo_math.errors import UsageError
 
 @dataclass(kw_only=True)
 class DataOptions:
-    """Which rows to train on and which to hold out: the flags below, and how answers are checked."""
+    """Which rows to train on and to hold out, and how their answers are checked."""
 
     train_data: str
     task: str | None = None
@@ -32,37 +32,19 @@ class DataOptions:
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--train_data",
-        metavar="JSONL",
-        default="data/gsm8k/train.jsonl",
-        help="rows of question and answer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--eval_size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="measure accuracy on N held-out questions, greedily, at the start, every --eval_steps and at the end "
-        "(default: 0, not at all)",
-    )
-    parser.add_argument(
-        "--eval_data",
-        metavar="JSONL",
-        help="where those are from (default: eval.jsonl or test.jsonl beside the training data, else that data)",
-    )
-    parser.add_argument(
-        "--difficulty",
-        metavar="JSONL",
-        help="rows of an evaluation of the training data with --n 8: train on what the model solves sometimes",
-    )
-    for name, default, bound in (("min", MIN_PASS, "least"), ("max", MAX_PASS, "greatest")):
-        parser.add_argument(
-            f"--{name}_pass",
-            type=float,
-            metavar="SHARE",
-            help=f"{bound} share of right answers with --difficulty (default: {default})",
-        )
+    add = parser.add_argument
+    text, default = "rows of question and answer (default: %(default)s)", "data/gsm8k/train.jsonl"
+    add("--train_data", metavar="JSONL", default=default, help=text)
+    text = "measure accuracy on N held-out questions, greedily, at the start, every --eval_steps "
+    text += "and at the end (default: 0, not at all)"
+    add("--eval_size", type=int, default=0, metavar="N", help=text)
+    text = "where those are from (default: eval.jsonl or test.jsonl beside the training data, else "
+    add("--eval_data", metavar="JSONL", help=text + "that data)")
+    text = "rows of an evaluation of the training data with --n 8: train on what the model solves "
+    add("--difficulty", metavar="JSONL", help=text + "sometimes")
+    text = "share of right answers with --difficulty (default:"
+    add("--min_pass", type=float, metavar="SHARE", help=f"least {text} {MIN_PASS})")
+    add("--max_pass", type=float, metavar="SHARE", help=f"greatest {text} {MAX_PASS})")
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class TrainingData:
 
     rows: list[Row]
     held_out: list[Row]
-    record: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, object] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
 
@@ -81,38 +63,40 @@ def load_training_data(options: DataOptions) -> TrainingData:
     Raises:
         UsageError: a file or a row cannot be used, or too few are left.
     """
-    rows = load_rows(options.train_data, options.task)
-    record: dict[str, Any] = {
-        "path": options.train_data,
-        "rows": len(rows),
-        "sha256": fingerprint(options.train_data),
+    path, lines = options.train_data, []
+    rows = load_rows(path, options.task)
+    record: dict[str, object] = {
+        "train_data": {"path": path, "rows": len(rows), "sha256": fingerprint(path)}
     }
-    record, lines = {"train_data": record}, []
-    held_out, path = _held_out(rows, options)
+    held_out, source = _held_out(rows, options)
     if held_out:
         questions = {row["question"] for row in held_out}
-        rows = [row for row in rows if row["question"] not in questions]
-        left_out = record["train_data"]["rows"] - len(rows)
+        kept = [row for row in rows if row["question"] not in questions]
         record["eval_data"] = {
-            "path": path,
+            "path": source,
             "questions": len(held_out),
-            "sha256": fingerprint(path),
+            "sha256": fingerprint(source),
         }
-        not_trained = f"; {left_out:,} of the training data are not trained on" if left_out else ""
-        lines.append(f"held out     {len(held_out):,} questions of {path}{not_trained}")
+        line = f"held out     {len(held_out):,} questions of {source}"
+        if len(kept) < len(rows):
+            line += f"; {len(rows) - len(kept):,} of the training data are not trained on"
+        lines.append(line)
+        rows = kept
+    least, most = options.min_pass, options.max_pass
     if options.difficulty:
-        bounds = (_given(options.min_pass, MIN_PASS), _given(options.max_pass, MAX_PASS))
-        chosen = choose_by_difficulty(rows, options.difficulty, *bounds)
+        least = MIN_PASS if least is None else least
+        most = MAX_PASS if most is None else most
+        chosen = choose_by_difficulty(rows, options.difficulty, least, most)
         rows = chosen.rows
         record["difficulty"] = {
             "path": options.difficulty,
             "sha256": fingerprint(options.difficulty),
-            "min_pass": bounds[0],
-            "max_pass": bounds[1],
+            "min_pass": least,
+            "max_pass": most,
             "rows": len(rows),
         }
         lines.append(f"difficulty   {chosen.line(options.difficulty)}")
-    elif options.min_pass is not None or options.max_pass is not None:
+    elif least is not None or most is not None:
         raise UsageError(
             "--min_pass and --max_pass: need --difficulty, the evaluation that they are about"
         )
@@ -120,27 +104,20 @@ def load_training_data(options: DataOptions) -> TrainingData:
 
 
 def _held_out(rows: list[Row], options: DataOptions) -> tuple[list[Row], str]:
-    """The held-out rows, none unless asked for, and the file that they are from."""
-    if options.eval_size < 0:
-        raise UsageError(f"--eval_size {options.eval_size}: must not be negative")
-    if not options.eval_size:
+    """Give the held-out rows, none unless asked for, and the file that they are from."""
+    size, train = options.eval_size, Path(options.train_data)
+    if size < 0:
+        raise UsageError(f"--eval_size {size}: must not be negative")
+    if not size:
         if options.eval_data:
             raise UsageError("--eval_data: needs --eval_size, the number of questions to hold out")
         return [], ""
-    folder = Path(options.train_data).parent
-    beside = [
-        str(file) for name in ("eval", "test") if (file := folder / f"{name}.jsonl").is_file()
-    ]
-    path = options.eval_data or next(iter(beside), options.train_data)
-    own = Path(path).resolve() == Path(options.train_data).resolve()
-    candidates = rows if own else load_rows(path, options.task)
-    most = len(candidates) - (1 if own else 0)
-    if options.eval_size > most:
-        raise UsageError(
-            f"--eval_size {options.eval_size}: {path} has {most} questions to hold out"
-        )
-    return sorted(candidates, key=lambda row: row["id"])[: options.eval_size], path
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
+    beside = filter(Path.is_file, [train.parent / "eval.jsonl", train.parent / "test.jsonl"])
+    path = options.eval_data or str(next(beside, train))
+    candidates, most = rows, len(rows) - 1
+    if Path(path).resolve() != train.resolve():
+        candidates = load_rows(path, options.task)
+        most = len(candidates)
+    if size > most:
+        raise UsageError(f"--eval_size {size}: {path} has {most} questions to hold out")
+    return sorted(candidates, key=lambda row: row["id"])[:size], path

@@ -1,4 +1,4 @@
-"""Training with a vLLM server (`--vllm_mode server`): wait until it is there, and end when it is not any more."""
+"""Train with a vLLM server (`--vllm_mode server`): wait until it is there, end when it is gone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import os
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError, tell_job
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
+    from trl.generation.vllm_generation import VLLMGeneration
 
 POLL = 5.0  # seconds between two questions
 
 
-def server_url(args: Any) -> str:
-    """The server's address, as TRL derives it from its arguments."""
+def server_url(args: GRPOConfig) -> str:
+    """Give the server's address, as TRL derives it from its arguments."""
     return args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
 
 
@@ -25,7 +28,7 @@ def is_healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=POLL) as answer:
             return answer.status == 200
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 
@@ -39,8 +42,8 @@ def wait_for_server(url: str, timeout: float, say: Callable[[str], None]) -> Non
     while not is_healthy(url):
         if time.monotonic() > deadline:
             raise UsageError(
-                f"no vLLM server answers at {url} after {timeout:.0f} s (--vllm_server_timeout): start it with python "
-                "serve_vllm.py MODEL, and look into its log"
+                f"no vLLM server answers at {url} after {timeout:.0f} s (--vllm_server_timeout): "
+                "start it with python serve_vllm.py MODEL, and look into its log"
             )
         if not said:
             say(f"waiting for the vLLM server at {url}")
@@ -49,10 +52,10 @@ def wait_for_server(url: str, timeout: float, say: Callable[[str], None]) -> Non
 
 
 class ServerWatch:
-    """End this process when the server is silent, or a transfer of weights takes longer, than `limit` seconds.
+    """End this process when the server, or a transfer of weights to it, hangs for `limit` seconds.
 
-    Without it, a trainer whose server dies in the middle of a transfer would wait for ever. It ends the hard way, as
-    the main thread sits in a call that cannot be interrupted; the launcher then ends the other processes.
+    Without it, a trainer whose server dies within a transfer would wait for ever. The end is a hard
+    one, as the main thread sits in a call that cannot be interrupted; the launcher ends the others.
     """
 
     def __init__(self, url: str, limit: float) -> None:
@@ -60,8 +63,8 @@ class ServerWatch:
         self.last_answer = time.monotonic()
         self.transfer_began: float | None = None
 
-    def start(self, generation: Any) -> None:
-        """Watch from a thread of its own; `generation` is TRL's VLLMGeneration, whose transfers are timed."""
+    def start(self, generation: VLLMGeneration) -> None:
+        """Watch from a thread of its own, and time the transfers of `generation`."""
         transfer = generation.sync_weights
 
         def timed() -> None:
@@ -87,7 +90,9 @@ class ServerWatch:
     def _problem(self) -> str | None:
         now, began = time.monotonic(), self.transfer_began
         if now - self.last_answer > self.limit:
-            return f"the vLLM server at {self.url} has been silent for {self.limit:.0f} s: look into its log"
+            silence = f"has been silent for {self.limit:.0f} s"
+            return f"the vLLM server at {self.url} {silence}: look into its log"
         if began is not None and now - began > self.limit:
-            return f"giving weights to {self.url} has taken over {self.limit:.0f} s (--vllm_server_timeout): it hangs"
+            taken = f"has taken over {self.limit:.0f} s (--vllm_server_timeout)"
+            return f"giving weights to {self.url} {taken}: it hangs"
         return None
