@@ -35,6 +35,7 @@ from grpo_math.launch.settle import settle_arguments
 from grpo_math.launch.tracking import identify_run
 from grpo_math.launch.training_data import load_training_data
 from grpo_math.launch.vllm_server import ServerWatch, server_url, wait_for_server
+from grpo_math.models.lora import check_adapter
 from grpo_math.rewards.build import build_rewards
 from grpo_math.run_folder import FINAL, mark_complete, write_record
 from grpo_math.terminal import is_main_process, say
@@ -62,6 +63,7 @@ def main() -> None:
     questions = build_questions(data, asking, model)
     facts = collect_facts(model, asking, questions, data.rows[0]["task"])
     args, model_args = settle_arguments(options, given, facts)
+    check_adapter(model.config, args, model_args)
     rewards = build_rewards(options.reward_funcs, asking.style, args.max_completion_length)
     record = describe_run(options, data, given, model, asking, (args, model_args))
     lines = [f"run          {args.output_dir}", *data.lines, f"asked        {asked}"]

@@ -131,7 +131,7 @@ def timed(clock: Callable[[], float], function: Callable[[], list[str]]) -> tupl
 
 def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
     """Lines of the table for one case."""
-    from grpo_math.generation.backend import Sampling
+    from grpo_math.generation.backend import EngineOptions, Sampling
     from grpo_math.generation.transformers_backend import TransformersBackend
     from grpo_math.models.loading import Loading, load_tokenizer
     from grpo_math.models.source import ModelSource
@@ -140,9 +140,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[list[object]]:
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), case)
         source, loading = ModelSource(folder, "random", None), Loading("float32")
-        options = argparse.Namespace(
-            batch_size=case.answers, seed=0, tensor_parallel_size=1, gpu_memory_utilization=0.9
-        )
+        options = EngineOptions(batch_size=case.answers)
         tokenizer = load_tokenizer(source, loading)
         backend = TransformersBackend(source, loading, tokenizer, 60 + case.cap, options)
         backend.in_flight = case.together

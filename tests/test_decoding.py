@@ -1,10 +1,8 @@
 """Generation with transformers: greedy completions are those of `generate`, samples have the model's distribution."""
 
-import argparse
-
 import pytest
 import torch
-from grpo_math.generation.backend import Sampling
+from grpo_math.generation.backend import EngineOptions, Sampling
 from grpo_math.generation.decoder import Decoder, chooser, finisher
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.models.loading import Loading, load_tokenizer
@@ -102,7 +100,7 @@ def test_samples_have_the_distribution_of_the_model():
 
 def backend(path, **more) -> TransformersBackend:
     source = ModelSource(str(path), "m", None)
-    args = argparse.Namespace(batch_size=more.get("batch_size"))
+    args = EngineOptions(batch_size=more.get("batch_size"))
     return TransformersBackend(source, Loading(), load_tokenizer(source, Loading()), 200, args)
 
 

@@ -4,14 +4,13 @@ import json
 import shlex
 import shutil
 import zipfile
-from argparse import Namespace
 
 import pytest
 import yaml
 from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import Asking, build_prompt
 from grpo_math.data.styles import STYLES
-from grpo_math.generation.backend import Sampling
+from grpo_math.generation.backend import EngineOptions, Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.processes import machine_defaults
@@ -45,7 +44,7 @@ def greedy(folder, questions):
     """What the evaluator would have a model write."""
     source = resolve_model(str(folder))
     tokenizer = load_tokenizer(source, Loading())
-    backend = TransformersBackend(source, Loading(), tokenizer, 512, Namespace(batch_size=None))
+    backend = TransformersBackend(source, Loading(), tokenizer, 512, EngineOptions())
     prompts = [build_prompt(STYLES["answer_tag"], question, chat=True) for question in questions]
     sampling = Sampling(n=1, temperature=0, top_p=1, top_k=0, max_tokens=16, seed=0, stop=())
     return [

@@ -1,13 +1,20 @@
 """LoRA in all its kinds: what vLLM gets and what is loaded from a checkpoint answer as the model that was trained."""
 
+import re
+from contextlib import nullcontext
+
 import pytest
 import torch
 from accelerate import Accelerator
+from grpo_math.errors import UsageError
+from grpo_math.launch.arguments import parse_options, parse_trl_arguments
+from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.models.loading import Loading, load_weights
+from grpo_math.models.lora import check_adapter
 from grpo_math.models.source import resolve_model
 from grpo_math.training.vllm_weights import LoraGeneration
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl.distributed import DistributedBackend
 
 from conftest import STARTER
@@ -92,3 +99,28 @@ def test_the_sum_is_rounded_once():
             continue
         delta = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         assert torch.equal(sent[f"{name}.weight"], (layer.base_layer.weight.float() + delta).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--lora_target_modules q_proj", None),
+        ("--lora_target_modules layers.0.self_attn.q_proj", None),
+        ("--lora_target_modules .*layers.1.*q_proj", None),
+        ("--lora_target_modules q_proj embed_tokens", None),
+        ("--lora_target_modules all-linear --use_vllm true", None),
+        ("--lora_modules_to_save norm --use_vllm true", None),
+        ("--lora_target_parameters mlp.gate_proj.weight --use_vllm true", None),
+        ("--lora_target_modules c_attn", "--use_peft: Target modules {'c_attn'} not found in the base model"),
+        ("--lora_target_modules lm_head", "would not train an adapter of the output layer"),
+        ("--lora_target_modules q_proj embed_tokens --use_vllm true", "share their weights, and in vLLM"),
+        ("--lora_modules_to_save embed_tokens --use_vllm true", "share their weights, and in vLLM"),
+        ("--lora_modules_to_save lm_head --use_vllm true", "share their weights, and in vLLM"),
+    ],
+)
+def test_an_adapter_fits_the_model_or_is_refused_before_loading(flags, words):
+    options = parse_options([str(STARTER), "--use_peft", "true", "--output_dir", "x", *flags.split()], "")
+    args, model_args = settle_arguments(options, parse_trl_arguments(options, {"bf16": False}), Facts())
+    config = AutoConfig.from_pretrained(STARTER)
+    with nullcontext() if words is None else pytest.raises(UsageError, match=re.escape(words)):
+        check_adapter(config, args, model_args)

@@ -244,7 +244,7 @@ def test_without_stop_strings_there_is_nothing_to_mask(trainer, monkeypatch):
 @pytest.mark.parametrize("padding", ["own", "end"])
 def test_evaluation_counts_what_a_stop_string_ends_as_whole(padding, tmp_path):
     """At the cap too, and without the padding behind it, which may be the end token."""
-    from grpo_math.generation.backend import Sampling
+    from grpo_math.generation.backend import EngineOptions, Sampling
     from grpo_math.generation.transformers_backend import TransformersBackend
     from grpo_math.models.loading import Loading
     from grpo_math.models.source import resolve_model
@@ -253,7 +253,7 @@ def test_evaluation_counts_what_a_stop_string_ends_as_whole(padding, tmp_path):
     if padding == "end":
         tokenizer.pad_token = tokenizer.eos_token
     source = resolve_model(str(STARTER))
-    backend = TransformersBackend(source, Loading(), tokenizer, 100, SimpleNamespace(batch_size=None))
+    backend = TransformersBackend(source, Loading(), tokenizer, 100, EngineOptions())
     prompts = tokenizer([f"Question: What is {n} minus 50?\nAnswer:" for n in range(20)])["input_ids"]
     sampling = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=4, seed=0, stop=("-",))
     completions = [each for samples in backend.generate(prompts, sampling) for each in samples]

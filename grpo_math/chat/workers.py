@@ -11,7 +11,6 @@ The processes are spawned and speak over a pipe. To a worker go `Request`s, STOP
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
 import os
@@ -35,7 +34,7 @@ from grpo_math.data.prompts import (
 )
 from grpo_math.data.styles import PromptStyle
 from grpo_math.errors import UsageError
-from grpo_math.generation.backend import Completion, Sampling, Watch
+from grpo_math.generation.backend import Completion, EngineOptions, Sampling, Watch
 from grpo_math.generation.openai_client import OpenAIServer
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.generation.vllm_backend import VllmBackend
@@ -98,12 +97,9 @@ class LocalModel:
         if spec.backend == "vllm":
             backend = VllmBackend
             self.context = min(self.context or spec.context, spec.context)
-        settings = argparse.Namespace(
-            batch_size=None, tensor_parallel_size=1, gpu_memory_utilization=spec.gpu_share, seed=0
-        )
-        self.backend = backend(
-            source, loading, self.tokenizer, self.context or spec.context, settings
-        )
+        options = EngineOptions(gpu_memory_utilization=spec.gpu_share)
+        length = self.context or spec.context
+        self.backend = backend(source, loading, self.tokenizer, length, options)
 
     def stream(self, request: Request, watch: Watch) -> Completion:
         prompts, sampling = self._prompts(request)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from grpo_math.evaluation.options import check_arguments
 from grpo_math.evaluation.reporting import analysis, result_lines
 from grpo_math.evaluation.results import GradedRow, ResultsFile
 from grpo_math.files import write_text_atomic
-from grpo_math.generation.backend import Backend, Completion, Sampling, check_context
+from grpo_math.generation.backend import Backend, Completion, EngineOptions, Sampling, check_context
 from grpo_math.models.fingerprint import model_identity
 from grpo_math.models.loading import Loading, load_config, load_tokenizer, resolve_dtype
 from grpo_math.models.source import ModelSource, resolve_model
@@ -76,6 +76,8 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
         stop=asking.stop(tokenizer),
     )
     batch_size = args.batch_size or backend_class.default_batch
+    own = {f.name: getattr(args, f.name) for f in fields(EngineOptions) if hasattr(args, f.name)}
+    options = EngineOptions(**own)
     settings = {
         "model": source.path,
         **model_identity(source, config),
@@ -85,14 +87,14 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
         **sampling_settings(sampling),
         "batch_size": batch_size,
         "dtype": resolve_dtype(args.dtype),
-        **backend_class.settings(args),
+        **backend_class.settings(options),
     }
     path = args.output_dir / f"{args.name or default_name(source, args.data)}.jsonl"
     file = ResultsFile(path, settings, {"versions": versions(backend_class.packages)})
     warn_of_repeated(args.data, questions.rows)
     if file.results is None:
         longest = longest_prompt + args.max_tokens
-        backend = backend_class(source, loading, tokenizer, longest, args)
+        backend = backend_class(source, loading, tokenizer, longest, options)
         file.begin()
         run_batches(backend, questions, sampling, batch_size, file)
     else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from grpo_math.errors import UsageError, first_line
 from grpo_math.generation.backend import check_context
@@ -74,9 +75,14 @@ def _build_configs(values: Arguments) -> tuple[GRPOConfig, ModelConfig]:
         return kind(**{name: values[name] for name in names})
 
     try:
-        return build(GRPOConfig), build(ModelConfig)
+        args, model_args = build(GRPOConfig), cast("ModelConfig", build(ModelConfig))
     except (ValueError, ImportError, TypeError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+    targets = model_args.lora_target_modules
+    if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
+        # TRL makes a text of a single name, which peft takes for a pattern of whole paths.
+        model_args.lora_target_modules = [targets]
+    return args, model_args
 
 
 def _try_optimizer(args: GRPOConfig) -> None:
