@@ -87,6 +87,7 @@ def last_complete_checkpoint(run_dir: Path) -> tuple[Path | None, list[Path]]:
 def mark_complete(checkpoint: Path, record: RunRecord) -> None:
     """Put the run's record into a checkpoint whose files are all written, then mark it."""
     write_record(checkpoint, record)
+    (checkpoint / "README.md").unlink(missing_ok=True)  # peft's card tells where the base model lay
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
     sizes.pop(COMPLETE, None)

@@ -9,16 +9,18 @@ import pytest
 import yaml
 from grpo_math.data.problems import sum_problems
 from grpo_math.data.prompts import Asking, build_prompt
+from grpo_math.data.rows import load_rows
 from grpo_math.data.styles import STYLES
 from grpo_math.generation.backend import EngineOptions, Sampling
 from grpo_math.generation.transformers_backend import TransformersBackend
-from grpo_math.launch.arguments import parse_options, parse_trl_arguments
-from grpo_math.launch.processes import machine_defaults
 from grpo_math.launch.resume import differences
-from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.models.loading import Loading, load_tokenizer
 from grpo_math.models.source import resolve_model
-from grpo_math.run_folder import build_record, read_record
+from grpo_math.publish.command import differing_flags, training_command
+from grpo_math.publish.export import find_results
+from grpo_math.publish.measured import training_note
+from grpo_math.publish.model_card import hub_id
+from grpo_math.run_folder import read_record
 
 from conftest import STARTER, read_rows, script, write_jsonl
 from hub import TOKEN, Hub, Repository
@@ -26,6 +28,13 @@ from hub import TOKEN, Hub, Repository
 QUESTIONS = 200
 # The stand-in has the Hub's older storage of large files (git-lfs), and not Xet.
 ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+# Flags of every kind: of data and rewards, numbers, lists, objects and truths.
+ODD = [
+    *("--difficulty", "hard.jsonl", "--min_pass", 0.2, "--max_pass", 0.7, "--advantage", "no_baseline"),
+    *("--top_k", 40, "--epsilon_high", 0.28, "--adam_beta2", 0.99, "--lr_scheduler_type", "linear", "--seed", 7),
+    *("--mask_truncated_completions", "true", "--lora_target_modules", "q_proj", "v_proj", "--num_iterations", 2),
+    *("--chat_template_kwargs", '{"enable_thinking": false}', "--eval_size", 20, "--save_steps", 2),
+]
 TRAIN = [
     *("train_grpo.py", "starter_model", "--train_data", "train.jsonl", "--output_dir", "outputs/lora"),
     *("--use_peft", "true", "--lora_r", 8, "--max_steps", 2, "--learning_rate", "3e-2", "--report_to", "none"),
@@ -60,7 +69,11 @@ def work(tmp_path_factory):
     shutil.copytree(STARTER, folder / "starter_model", ignore=shutil.ignore_patterns("*.py"))
     write_jsonl(folder / "train.jsonl", rows(300, 1))
     write_jsonl(folder / "test.jsonl", rows(QUESTIONS, 2))
-    trained = script(TRAIN, folder)
+    asked = enumerate(load_rows(folder / "train.jsonl", None))
+    write_jsonl(
+        folder / "hard.jsonl", [{"id": row["id"], "strict": turn < i % 2} for i, row in asked for turn in (0, 1)]
+    )
+    trained = script([*TRAIN, *ODD], folder)
     assert trained.returncode == 0, trained.stderr
     for model in ("starter_model", "outputs/lora"):
         scored = ["evaluate_gsm8k_no_vllm.py", model, "--data", "test.jsonl", "--max_tokens", 16]
@@ -114,19 +127,144 @@ def test_the_card_says_what_was_measured_and_how_to_do_it_again(work):
     assert yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"][0]["value"] == strict["accuracy"]
     assert "A LoRA adapter was trained and is merged" in text and STYLES["answer_tag"].system in text
 
-    # The command in it asks for the very run that was made.
-    command = text.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
-    python, name, *argv = shlex.split(command)
-    assert (python, name) == ("python", "train_grpo.py")
-    options = parse_options(argv, "")
-    assert (options.model, options.task, options.prompt) == ("starter_model", "arithmetic", "answer_tag")
-    given = parse_trl_arguments(options, machine_defaults()[0])
-    args, model_args = settle_arguments(options, given, Facts(name="x", path=options.model))
-    record = read_record(work / "outputs/lora/checkpoint-final")
-    own = {key: record[key] for key in ("model", "model_sha256", "task", "prompt", "chat", "train_data")}
-    rebuilt = build_record(args, model_args, {**own, "reward_funcs": options.reward_funcs})
-    rebuilt["arguments"]["model_init_kwargs"] = given.model_init_kwargs
-    assert differences(record, rebuilt) == []
+
+def command_of(card):
+    """The command that a card gives, as its words."""
+    return shlex.split(card.split("```bash\n")[1].split("```")[0].replace("\\\n", " "))
+
+
+def test_the_cards_command_trains_the_same_weights_again(work):
+    assert script(["export_model.py", "outputs/lora", "--output_dir", "exports/mine"], work).returncode == 0
+    card = (work / "exports/mine/README.md").read_text()
+    python, *command = command_of(card)
+    assert python == "python" and "--learning_rate" in command and "--save_steps" not in command
+    assert "300 questions, of which 150 were chosen by their difficulty" in card
+    again = script(command, work)
+    assert again.returncode == 0, again.stderr
+    name = "checkpoint-final/adapter_model.safetensors"
+    first, second = ((work / folder / name).read_bytes() for folder in ("outputs/lora", command[-1]))
+    assert first == second
+    records = [read_record(work / folder) for folder in ("outputs/lora", command[-1])]
+    assert differences(*records) == []
+
+
+def test_training_writes_no_card_of_its_own(work):
+    assert not list(work.rglob("outputs/**/README.md"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"learning_rate": 1e-4}, ["--learning_rate 0.0001"]),
+        ({"learning_rate": 1e-6}, []),
+        (
+            {"top_k": 5, "epsilon_high": 0.28, "mask_truncated_completions": True},
+            [
+                *("--epsilon_high 0.28", "--mask_truncated_completions true", "--top_k 5"),
+            ],
+        ),
+        ({"reward_weights": [1.0, 0.5]}, ["--reward_weights 1.0 0.5"]),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            ["--chat_template_kwargs '{\"enable_thinking\": false}'"],
+        ),
+        ({"save_steps": 7, "run_name": "x", "logging_steps": 3, "output_dir": "/home/me/x"}, []),
+        ({"generation_batch_size": 96, "steps_per_generation": 12}, ["--steps_per_generation 12"]),
+        ({"generation_batch_size": 32, "steps_per_generation": 4}, []),
+        ({"max_steps": 10, "num_train_epochs": 3.0}, ["--max_steps 10"]),
+        ({"num_train_epochs": 1.5}, ["--num_train_epochs 1.5"]),
+        ({"generation_kwargs": {"stop_strings": list(STYLES["hash"].stop)}}, []),
+        ({"generation_kwargs": {"stop_strings": ["END"]}}, ['--generation_kwargs \'{"stop_strings": ["END"]}\'']),
+        ({"bf16": False, "use_vllm": False}, ["--bf16 false", "--use_vllm false"]),  # which machines choose
+    ],
+)
+def test_flags_that_differ_from_the_defaults(given, said):
+    defaults = {"learning_rate": 1e-6, "gradient_accumulation_steps": 4, "max_steps": -1, "num_train_epochs": 3.0}
+    defaults |= {"bf16": False, "use_vllm": False, "mask_truncated_completions": False, "top_k": 0}
+    record = {"prompt": "hash", "arguments": {"gradient_accumulation_steps": 4} | given}
+    assert sorted(map(shlex.join, differing_flags(record, defaults))) == said
+
+
+def test_several_processes_are_launched_and_all_own_flags_said():
+    record = {"model": "m", "world_size": 2, "arguments": {"use_cpu": True}, "task": "t", "prompt": "hash"}
+    record |= {"train_data": {"path": "t.jsonl"}, "reward_funcs": ["a:wrong=-1", "b"], "advantage": "no_baseline"}
+    record |= {"eval_data": {"path": "e.jsonl", "questions": 9}}
+    record |= {"difficulty": {"path": "d.jsonl", "min_pass": 0.2, "max_pass": 0.8}}
+    assert training_command(record, {}, "n").replace(" \\\n   ", "") == (
+        "accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes 2 train_grpo.py m "
+        "--train_data t.jsonl --eval_size 9 --eval_data e.jsonl --difficulty d.jsonl --min_pass 0.2 --max_pass 0.8 "
+        "--task t --prompt hash --reward_funcs a:wrong=-1 b --advantage no_baseline --output_dir outputs/n-again"
+    )
+
+
+def test_nothing_that_is_exported_names_a_folder_of_this_machine(work, tmp_path):
+    """A run whose every path is absolute, exported from another folder."""
+    run = tmp_path / "somewhere/run"
+    shutil.copytree(work / "outputs/lora", run)
+    for path in run.rglob("run.json"):
+        record = json.loads(path.read_text())
+        record["model"] = record["arguments"]["model_name_or_path"] = str(work / "starter_model")
+        record["difficulty"]["path"] = record["train_data"]["path"] = str(work / "train.jsonl")
+        record["arguments"]["chat_template_path"] = str(tmp_path / "deleted/template.jinja")
+        path.write_text(json.dumps(record))
+    config = run / "checkpoint-final/adapter_config.json"
+    settings = json.loads(config.read_text()) | {"base_model_name_or_path": str(work / "starter_model")}
+    config.write_text(json.dumps(settings))
+    (tmp_path / "cwd").mkdir()
+    scored = ["evaluate_gsm8k_no_vllm.py", run, "--data", work / "test.jsonl", "--max_tokens", 4, "--num_samples", 5]
+    assert script(scored, tmp_path / "cwd").returncode == 0
+    done = script(["export_model.py", run, "--output_dir", tmp_path / "out/x"], tmp_path / "cwd")
+    assert done.returncode == 0, done.stderr
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out/x").iterdir()}
+    root = str(tmp_path.parent).encode()
+    assert [name for name, content in files.items() if root in content] == []
+    card = files["README.md"].decode()
+    assert "base_model" not in card and "made from `starter_model` (a model in a folder" in card
+    assert "| x | `test.jsonl` | 5 x 1 |" in card and "train_grpo.py starter_model" in card
+    kept = json.loads(files["run.json"])
+    assert kept["arguments"]["chat_template_path"] == "template.jinja" and kept["prompt"] == "answer_tag"
+
+
+@pytest.mark.parametrize(
+    ("base", "record", "expected"),
+    [
+        ("org/model", {"model": "org/model", "model_sha256": "commit 0a1b"}, "org/model"),
+        ("models/Qwen2.5-3B-Instruct", {"model": "models/Qwen2.5-3B-Instruct", "model_sha256": "0a1b2c"}, None),
+        ("models/Qwen2.5-3B-Instruct", {"model": "models/Qwen2.5-3B-Instruct"}, None),  # of an older version
+        ("models/here", {"model": "models/here", "model_sha256": "commit 0a1b"}, None),  # a folder is there now
+        ("/home/me/models/x", {"model": "/home/me/models/x"}, None),
+        ("org/cached", {"model": "org/cached"}, "org/cached"),
+        ("org/cached", None, "org/cached"),  # of an adapter
+        ("gpt2", {"model": "gpt2", "model_sha256": "commit 0a1b"}, "gpt2"),
+        (None, None, None),
+    ],
+)
+def test_only_a_model_of_the_hub_is_a_base_model(tmp_path, monkeypatch, base, record, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/here").mkdir(parents=True)
+    snapshot = tmp_path / "hub/models--org--cached/snapshots/0a1b/config.json"
+    write_jsonl(snapshot, [{}])
+    (tmp_path / "hub/models--org--cached/refs").mkdir()
+    (tmp_path / "hub/models--org--cached/refs/main").write_text("0a1b")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert hub_id(base, record) == expected
+
+
+def test_a_card_holds_accuracies_of_this_very_model_alone(tmp_path):
+    """Those of another base under the same name, of another adapter, and of training data as what they are."""
+    model, base = {"model_sha256": "m", "base_sha256": "b"}, {"model": "starter_model", "model_sha256": "b"}
+    models = [("mine", "m", "b"), ("other-base", "m", "x"), ("base", "b", None), ("same-name", "z", None)]
+    results = {"strict": {"accuracy": 0.5, "low": 0.4, "high": 0.6}, "questions": 9, "samples_per_question": 1}
+    results |= {"lenient": results["strict"], "truncated": 0.0}
+    for number, (name, weights, under) in enumerate(models):
+        settings = {"model": "starter_model", "model_sha256": weights, "data": "d.jsonl", "data_sha256": "d"}
+        settings |= {"temperature": 0, "max_tokens": 9, **({"base_sha256": under} if under else {})}
+        (tmp_path / f"{number}-{name}.json").write_text(json.dumps({"settings": settings, "results": results}))
+    (tmp_path / "unfinished.json").write_text(json.dumps({"settings": settings, "results": None}))
+    record = base | {"train_data": {"path": "d.jsonl", "sha256": "d", "rows": 9}}
+    found = find_results(model, record, sorted(tmp_path.glob("*.json")))
+    assert [(each.path.stem, before) for each, before in found] == [("2-base", True), ("0-mine", False)]
+    assert training_note(found[1][0], record) == " (training data)"
 
 
 def test_a_whole_model_keeps_its_answers_and_loses_the_old_sampling_settings(tmp_path):

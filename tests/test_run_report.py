@@ -162,7 +162,7 @@ def test_accuracies_of_a_run_are_told_by_the_models_files(tmp_path, run_folder):
 )
 def test_models_that_only_their_path_or_base_tells_apart(tmp_path, run_folder, monkeypatch, settings, step):
     monkeypatch.chdir(tmp_path)
-    record = json.loads((run_folder / "run.json").read_text()) | {"base_sha256": "the base"}
+    record = json.loads((run_folder / "run.json").read_text()) | {"model_sha256": "the base"}
     (run_folder / "run.json").write_text(json.dumps(record))
     if settings.get("model_sha256"):
         settings = settings | {"model_sha256": folder_digest(run_folder / "checkpoint-3")}

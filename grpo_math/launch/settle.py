@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, cast
 
 from grpo_math.errors import UsageError, first_line
 from grpo_math.generation.backend import check_context
-from grpo_math.launch.arguments import REWARDS, SCALE_REWARDS, Arguments, Options, read_mapping
-from grpo_math.launch.processes import check_launch
+from grpo_math.launch.arguments import (
+    REWARDS,
+    SCALE_REWARDS,
+    Arguments,
+    Options,
+    parse_options,
+    parse_trl_arguments,
+    read_mapping,
+)
+from grpo_math.launch.processes import check_launch, machine_defaults
 from grpo_math.launch.tracking import choose_trackers
+from grpo_math.run_folder import build_record
 from grpo_math.terminal import say
 
 if TYPE_CHECKING:
@@ -65,6 +74,12 @@ def settle_arguments(
     check_launch(args.world_size)
     _try_optimizer(args)
     return args, model_args
+
+
+def default_arguments() -> Arguments:
+    """Give TRL's arguments as a run's record says them for which none was given."""
+    given = parse_trl_arguments(parse_options([], ""), machine_defaults()[0])
+    return build_record(*_build_configs(vars(given)), {})["arguments"]
 
 
 def _build_configs(values: Arguments) -> tuple[GRPOConfig, ModelConfig]:

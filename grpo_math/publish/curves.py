@@ -17,7 +17,7 @@ from grpo_math.publish.measured import (
     Place,
     place_in_run,
     read_measured,
-    shown_data,
+    training_note,
 )
 from grpo_math.run_folder import read_record
 
@@ -148,7 +148,7 @@ def add_evaluation(run: Run, folder: Path, path: Path) -> tuple[Measured, Place]
     record = read_record(folder) or {}
     place = place_in_run(measured, folder, record, run.length())
     if place.step is not None:
-        data = shown_data(measured, record)
+        data = measured.data + training_note(measured, record)
         strict = measured.strict
         bounds = strict["accuracy"], strict["low"], strict["high"]
         run.accuracies.append(Accuracy(place.step, *bounds, data))

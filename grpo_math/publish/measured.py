@@ -106,17 +106,17 @@ def place_in_run(measured: Measured, folder: Path, record: RunRecord, last_step:
 
 def is_model(measured: Measured, folder: Path, record: RunRecord) -> bool:
     """Tell whether the model in a folder was evaluated; of an adapter, on the same base."""
-    base = record.get("base_sha256", measured.base_sha256)
+    base = record.get("model_sha256", measured.base_sha256)
     return measured.model_sha256 == folder_digest(folder) and measured.base_sha256 in (None, base)
 
 
 def is_base(measured: Measured, record: RunRecord) -> bool:
     """Tell whether the model was evaluated that the run began with, as it was then.
 
-    Runs from before the digest was recorded are asked for the model that stands there now.
+    Runs from before its digest was recorded are asked for the model that stands there now.
     """
     path = str(record.get("model", ""))
-    recorded = record.get("base_sha256")
+    recorded = record.get("model_sha256")
     if recorded is None and Path(path).is_dir():
         recorded = folder_digest(path)
     if recorded is None:  # of the Hub
@@ -131,12 +131,12 @@ def _step(checkpoint: Path, last_step: int) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def shown_data(measured: Measured, record: RunRecord) -> str:
-    """Name an evaluation's data, and say how much of it the run was trained on."""
+def training_note(measured: Measured, record: RunRecord) -> str:
+    """Say how much of an evaluation's data the run was trained on, if any."""
     share = trained_share(measured, record)
     if not share:
-        return measured.data
-    return f"{measured.data} ({f'{share:.1%} in ' if share < 1 else ''}{TRAINED})"
+        return ""
+    return f" ({TRAINED})" if share == 1 else f" ({share:.1%} in {TRAINED})"
 
 
 def trained_share(measured: Measured, record: RunRecord) -> float:

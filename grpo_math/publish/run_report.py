@@ -23,7 +23,7 @@ from grpo_math.evaluation.comparison import compare, load_evaluations
 from grpo_math.evaluation.reporting import percent
 from grpo_math.files import write_text_atomic
 from grpo_math.publish.curves import Run, draw, render
-from grpo_math.publish.measured import Measured, Place, shown_data
+from grpo_math.publish.measured import Measured, Place, training_note
 from grpo_math.rewards.completion import Text, completion_text
 from grpo_math.run_folder import RunRecord, read_record
 
@@ -181,7 +181,10 @@ def _accuracies(evaluations: Sequence[tuple[Measured, Place]], record: RunRecord
     head = ["evaluation", "model", "data", "questions", "strict", "lenient", "cut at the limit"]
     rows: list[list[object]] = []
     for measured, place in evaluations:
-        model, data = f"{measured.model} ({place.words})", shown_data(measured, record)
+        model, data = (
+            f"{measured.model} ({place.words})",
+            measured.data + training_note(measured, record),
+        )
         accuracies = percent(measured.strict), percent(measured.lenient)
         cut = f"{measured.truncated:.1%}"
         rows.append([measured.path.stem, model, data, measured.questions, *accuracies, cut])

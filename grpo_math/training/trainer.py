@@ -394,6 +394,9 @@ class MathGRPOTrainer(GRPOTrainer):
         own = self.accelerator.process_index * len(inputs)
         return batch | {"advantages": rewards[own : own + len(inputs)]}
 
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """Write none: TRL's knows no base model; export_model.py writes what is true of a model."""
+
     def _sampling_ratio(self, logps: Tensor, batch: Batch, runs: Tensor) -> Tensor:
         """Give the trainer's probabilities over vLLM's, limited as TRL limits them: (B, T or 1).
 
