@@ -4,7 +4,8 @@ import json
 
 import pytest
 from grpo_math.data.problems import sum_problems
-from search_hyperparameters import Values, parse_space
+from grpo_math.errors import UsageError
+from grpo_math.launch.search import Values, check_flags, parse_space
 
 from conftest import STARTER, read_rows, script, write_jsonl
 
@@ -27,11 +28,71 @@ def test_values_of_the_command_line():
 
 
 @pytest.mark.parametrize(
-    "item", ["learning_rate", "beta=", "=1,2", "beta=1..0", "beta=0..1:log", "beta=a..b", "a=1:log"]
+    "item", ["learning_rate", "beta=", "=1,2", "beta=1..0", "beta=0..1:log", "beta=a..b", "a=1:log", "a=1..2..3"]
 )
 def test_values_that_are_none(item, tmp_path):
     done = script([*SEARCH[:2], "--search", item, "--eval_size", 5], tmp_path)
     assert done.returncode == 2 and f"--search {item}: give NAME=LOW..HIGH" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "searched", "words"),
+    [
+        (["m", "--eval_size", "4"], "beta", None),
+        (["m", "--eval_size=4"], "beta", None),
+        (["m", "--config", "sized.yaml"], "beta", None),
+        (["--config", "sized.yaml"], "beta", None),
+        (["--eval_size", "4"], "model_name_or_path", None),
+        (["--config", "sized.yaml"], "model_name_or_path", None),
+        (["--model_name_or_path", "m", "--eval_size", "4"], "beta", None),
+        (["m"], "beta", "--eval_size: is needed"),
+        (["m", "--eval_size=0"], "beta", "--eval_size: is needed"),
+        (["--eval_size", "4"], "beta", "no model"),
+        ([], "eval_size", "no model"),
+        (["m", "--eval_size", "4"], "model_name_or_path", "MODEL m and --search model_name_or_path: "),
+        (["m", "--model_name_or_path", "n", "--eval_size", "4"], "beta", "MODEL m and --model_name_or_path n"),
+        (["m", "--model_name_or_path=n", "--eval_size=4"], "beta", "MODEL m and --model_name_or_path n"),
+        (["--model_name_or_path=n", "--eval_size=4"], "model_name_or_path", "--model_name_or_path: is searched"),
+        (["m", "--eval_size=4", "--output_dir=x"], "beta", "--output_dir: each trial"),
+        (["m", "--eval_size=4"], "output_dir", "--output_dir: each trial"),
+    ],
+)
+def test_flags_that_a_study_takes_and_refuses(tmp_path, monkeypatch, flags, searched, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sized.yaml").write_text("model_name_or_path: from_recipe\neval_size: 4\n")
+    space = parse_space([f"{searched}=1,2"])
+    if words is None:
+        assert check_flags(flags, space)[: len(flags)] == flags
+    else:
+        with pytest.raises(UsageError, match=words):
+            check_flags(flags, space)
+
+
+def test_a_study_ends_where_its_recipe_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags, space = ["m", "--config", "r.yaml"], parse_space(["beta=1,2"])
+    (tmp_path / "r.yaml").write_text("eval_size: 4\n")
+    before = check_flags(flags, space)
+    (tmp_path / "r.yaml").write_text("eval_size: 5\n")
+    assert check_flags(flags, space) != before
+
+
+def test_every_trial_trains_the_model_that_is_said(tmp_path):
+    """Two models and a recipe that names a third: each trial's record says which one it was."""
+    pytest.importorskip("optuna", reason='pip install -e ".[search]"')
+    rows = [{"question": p.question, "answer": str(p.answer)} for p in sum_problems(200, -9, 9, seed=1)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    (tmp_path / "recipe.yaml").write_text("model_name_or_path: nowhere\neval_size: 10\n")
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(STARTER)
+    search = [SEARCH[0], "--config", "recipe.yaml", "--search", "model_name_or_path=one,two", *SEARCH[5:7]]
+    search += [*SEARCH[9:], "--trials", 3, "--sampler_seed", 1]
+    done = script(search, tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line.split(" with ")[1]) for line in done.stdout.splitlines() if line.startswith("trial")]
+    records = [json.loads((tmp_path / f"study/trial-{number}/run.json").read_text()) for number in range(3)]
+    assert [record["model"] for record in records] == [each["model_name_or_path"] for each in said]
+    assert {record["model"] for record in records} == {"one", "two"}
 
 
 def test_a_study_is_saved_goes_on_and_is_drawn(tmp_path):
