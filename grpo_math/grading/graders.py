@@ -1,6 +1,6 @@
 r"""Grade a completion: find its answer, read it, and compare it with the gold answer.
 
-grade_number("9 * 2 = 18\n#### $18.00 a day", gold="18", mark="hash")    # right, both strictly and leniently
+grade_number("9 * 2 = 18\n#### $18.00 a day", gold="18", mark="hash")    # right, both ways
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grpo_math.grading.extraction import MARKS, find_answers, marked_answers
+from grpo_math.grading.extraction import find_answers, find_expressions
 from grpo_math.grading.numbers import parse_number
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was judged, and how: `strict`, right in the asked-for format, implies `lenient`, right in any form."""
+    """What was judged, and how: `strict`, right in the asked-for format, implies `lenient`."""
 
     strict: bool
     lenient: bool
@@ -24,44 +24,45 @@ class Verdict:
 
 
 def grade_number(completion: str, gold: str, mark: str) -> Verdict:
-    """Whether `completion` answers the number `gold`: strictly, in the format of `mark`, and leniently, in any form.
+    """Judge whether `completion` answers the number `gold`: in the format of `mark`, and in any form.
 
-    The last marked answer counts: one in the right format is not right when a later one in another format contradicts
-    it, so nothing gets two shots. `answer` and `rule` are what was judged. ValueError: no such mark, `gold` no number.
+    The last marked answer counts: one in the right format is not right when a later one in another
+    format contradicts it, so nothing gets two shots. `extracted` and `rule` are what was judged.
+    ValueError: no such mark, `gold` no number.
     """
     right = parse_number(gold)
     if right is None:
         raise ValueError(f"the gold answer {gold[:60]!r} is not a number")
     strict, judged = find_answers(completion, mark)
-    judged = strict if strict.rule == mark and strict.value == judged.value else judged
-    is_right = judged.value == right
-    return Verdict(is_right and judged.rule == mark, is_right, judged.text, judged.rule)
+    if strict.rule == mark and strict.value == judged.value:
+        judged = strict
+    is_right = right in (judged.value, judged.exact)
+    is_strict = is_right and judged is strict
+    return Verdict(is_strict, is_right, judged.text, judged.rule)
 
 
 def grader(canonical: Callable[[str], str | None]) -> Callable[[str, str, str], Verdict]:
-    """A task's `grade` for answers that are equal when `canonical` spells them alike; it gives None for no answer.
+    """Make a task's `grade` for answers that are equal when `canonical` spells them alike.
 
-    The last marked answer counts: strictly when it stands behind the style's mark, leniently behind any. Of
-    `y = 3x + 1` it is what stands behind the last equals sign, where the whole is no answer.
+    `canonical` gives None for no answer. The last marked answer counts: strictly when it stands
+    behind the style's mark, leniently behind any. Of `y = 3x + 1` it is what stands behind the last
+    equals sign, where the whole is no answer.
     """
 
-    def answer(text: str) -> str:
-        return text if canonical(text) is not None else text.rpartition("=")[2].strip()
+    def spelled(text: str) -> str | None:
+        return canonical(text) or canonical(text.rpartition("=")[2].strip())
 
     def grade(completion: str, gold: str, mark: str) -> Verdict:
-        if mark not in MARKS:
-            raise ValueError(f"unknown mark {mark!r}: known marks are {', '.join(MARKS)}")
+        strict, judged = find_expressions(completion, mark, lambda text: spelled(text) is not None)
         right = canonical(gold)
         if right is None:
             raise ValueError(f"the gold answer {gold[:60]!r} is not an answer to this task")
-        found = marked_answers(completion)
-        if not found:
-            return Verdict(False, False, "", "none")
-        rule = max(found, key=lambda name: found[name][0])
-        judged = answer(found[rule][1])
-        if mark in found and canonical(answer(found[mark][1])) == canonical(judged):
-            rule, judged = mark, answer(found[mark][1])
-        is_right = canonical(judged) == right
-        return Verdict(is_right and rule == mark, is_right, judged, rule)
+        if strict.rule == mark and spelled(strict.text) == spelled(judged.text):
+            judged = strict
+        text = judged.text
+        if text and canonical(text) is None:
+            text = text.rpartition("=")[2].strip()
+        is_right = bool(text) and canonical(text) == right
+        return Verdict(is_right and judged is strict, is_right, text, judged.rule)
 
     return grade

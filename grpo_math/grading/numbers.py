@@ -1,8 +1,8 @@
 r"""Read a number exactly: the one number that a text is, with what people put around it.
 
-Currency, percent sign, unit, bold and LaTeX are decoration. A sum still to be done (`7+65`, `36/2`), two numbers
-(`18 or 20`), a time, an ordinal or a range is an answer, but not a number. A percent sign is a unit: `25%` is 25 and
-never 0.25. What a model writes is only ever matched, never run.
+Currency, percent sign, unit, bold and LaTeX are decoration. A sum still to be done (`7+65`, `36/2`),
+two numbers (`18 or 20`), a time, an ordinal or a range is an answer, but not a number. A percent sign
+is a unit: `25%` is 25 and never 0.25. What a model writes is only ever matched, never run.
 """
 # ruff: noqa: RUF001 - characters that look like others are what half of this file is about
 
@@ -17,165 +17,206 @@ from functools import lru_cache
 MAX_ANSWER = 200  # characters: nothing longer is a number
 MAX_EXPONENT = 300  # 1e300 is a number, 1e999999999 is an attack
 
-_LOOKALIKES = {
-    "−": "-",
-    "–": "-",
-    "‑": "-",
-    "⁄": "/",
-    "。": ".",
-    "٫": ".",
-    "٬": ",",
-    "×": "*",
-    "·": "*",
-    "⋅": "*",
-}
-_LOOKALIKES |= dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ") | dict.fromkeys(
-    "\u200b\u200e\u200f\ufeff", ""
-)
+_LOOKALIKES = dict(zip("−–‑‐﹣⁄。٫٬×·⋅", "-----/..,***", strict=True))
+_LOOKALIKES |= dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ")
+_LOOKALIKES |= dict.fromkeys("\u200b\u200e\u200f\ufeff", "")
+# Variants that Unicode has of a character, and what marks them: ½, ², ₂ (a base, or an index), ①, 𝟏.
+_VARIANTS = {"<fraction>": " ", "<super>": "^", "<sub>": "_", "<circle>": "_", "<font>": ""}
+_DASH = re.compile(r"—(?=[\d$€£])")
 _FRAC = re.compile(
     r"\\[dtc]?frac\s*(?:\{\s*(-?)(\d{1,99})\s*\}|(\d))\s*(?:\{\s*(\d{1,99})\s*\}|(\d))"
 )
 _EXPONENT = re.compile(r"\^\s*\{\s*(-?\d{1,9})\s*\}")
-_DROP = re.compile(
-    r"\\(?:(?:text|math)(?:bf|it|rm)?|boldsymbol|boxed|displaystyle|left|right)(?![a-zA-Z])|\\[!()[\]]|[{}]"
+_CYCLE = re.compile(r"(?<=\.)(\d{0,50})\\(?:overline|bar|dot)\s*\{?\s*(\d{1,20})\s*\}?")
+DRESS = re.compile(  # LaTeX that changes how a thing looks, and not what it is
+    r"\\(?:text)?color(?:box)?\s{0,2}\{[^{}]{0,30}\}|\\(?:[mfh]box|framebox|emph|underline|bm|pmb"
+    r"|boldsymbol|boxed|(?:display|text)style|[lL]arge|[hH]uge|left|right"
+    r"|(?:text|math)(?:bf|it|rm|normal|sf|tt|sc|up)?)(?![a-zA-Z])"
 )
+_DROP = re.compile(rf"{DRESS.pattern}|\\[!()[\]]|[{{}}]|</?(?:b|strong|i|em|u|p|span|br)\s?/?>")
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.S)
-_COMMANDS = {
-    r"\times": "*",
-    r"\cdot": "*",
-    r"\approx": "≈",
-    r"\div": "÷",
-    r"\circ": "°",
-    r"\degree": "°",
-}
-_COMMANDS |= dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", r"\quad", "\\\\"), " ") | {
-    r"\$": "$",
-    r"\%": "%",
-}
+_COMMANDS = {r"\times": "*", r"\cdot": "*", r"\approx": "≈", r"\div": "÷", r"\circ": "°"}
+_COMMANDS |= {r"\degree": "°", r"\$": "$", r"\%": "%", r"\pi": "π"}
+_COMMANDS |= dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", r"\quad", "\\\\"), " ")
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)|`")  # not the ** of 2**3
-_CURRENCY = r"(?:(?:US|CA|AU|NZ|HK|[CAR])?\$|[€£¥₹₩₽₱₫₦฿₺₴₪]|\b(?:USD|EUR|GBP|INR|CAD|AUD|CNY|RMB|Rs|RM)(?![a-z])\.?)"
-_INTEGER = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?:\ \d{3})+|\d+)(?!\d)"  # also the Indian 1,00,000 and the SI 10 000
+
+_CURRENCY = (
+    r"(?:(?:US|CA|AU|NZ|HK|[CAR])?\$|[€£¥₹₩₽₱₫₦฿₺₴₪]"
+    r"|\b(?:USD|EUR|GBP|INR|CAD|AUD|CNY|RMB|Rs|RM)(?![a-z])\.?)"
+)
+# 1,234, the Indian 1,00,000, the SI 10 000, the Swiss 1'234; and those with a comma before decimals.
+_INTEGER = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?:\ \d{3})+|\d{1,3}(?:['’]\d{3})+|\d+)(?!\d)"
+_COMMA = r"\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,3}(?:\ \d{3})+,\d{1,2}|\d{1,3}(?:\.\d{3}){2,}"
 CORE = rf"""
-    (?:(?P<minus>[-+]|(?:negative|minus)\ )\ *)?(?P<currency>(?:{_CURRENCY}\ *){{1,3}})?(?:(?P<minus2>[-+])\ *)?
+    (?:(?P<minus>[-+]|(?:negative|minus)\ )\ *)?(?P<currency>(?:{_CURRENCY}\ *){{1,3}})?
+    (?:(?P<minus2>[-+])\ *)?
     (?: 10\^(?P<power>-?\d{{1,9}})(?!\d)
       | (?P<whole>\d{{1,50}})\ +(?P<part>[1-9]\d{{0,20}})\ */\ *(?P<parts>[1-9]\d{{0,20}})(?!\d)
       | (?P<top>{_INTEGER})\ */\ *(?P<bottom>{_INTEGER})
+      | (?P<hour>1[0-2]|[1-9]):00(?=\s?(?:[ap]\.?\s?m\b|o['’]clock))
+      | (?P<comma>{_COMMA})(?![.,]?\d)
+      | (?P<head>{_INTEGER}\.\d{{0,50}})\((?P<cycle>\d{{1,20}})\)
       | (?P<decimal>{_INTEGER}(?:\.\d+)?|\.\d+)
         (?:e(?P<exponent>[-+]?\d{{1,9}})(?!\d)|\ *[*x]\ *10\^(?P<tens>-?\d{{1,9}})(?!\d))?
     )"""
-NUMBER = re.compile(
-    rf"[\s≈=:]*+~?(?:(?:about|approximately|roughly|exactly|only)\s+)?{CORE}", re.X | re.I
-)
-# What may follow a number; unless it is an ordinal, an abbreviation like 5k, a variable, or the next sentence.
+_ABOUT = r"(?:about|around|approximately|approx\.|roughly|exactly|only|just)"
+NUMBER = re.compile(rf"[\s≈=:]*+~?(?:{_ABOUT}\s+)?{CORE}", re.X | re.I)
+
+# What may follow a number: words, signs of units, a full stop; no digit and no operator.
 _UNIT = re.compile(
     r"(?:[^\W\d_]++(?:(?:\^|(?<=[mt]))[23](?!\d))?|\^?°|[\s%$€£¥₹₩₽₱₫₦฿₺₴₪¢,'\"’″′:;?)]"
     r"|([.~])(?!\1)|[-/] ?(?=[^\W\d_]{2})|(?<=[a-z])/(?=[a-z])|(?<=\s)\((?=[a-z]{2}))*+"
 )
+_PARTS = r"(?:thir|four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|million|billion)"
 _NO_UNIT = re.compile(
-    r" ?(?:st|nd|rd|th)\b|(?![gLlhms])[a-zA-Z](?![a-zA-Z])|\s+(?![aCFghLlmps])[a-zA-Z](?![a-zA-Z])|[.:;?)]\s*[^\W\d_]"
+    r" ?(?:st|nd|rd|th)\b"  # 5th
+    r"|(?![gLlhms])[a-zA-Z](?![a-zA-Z])|\s+(?![aCFghLlmps])[a-zA-Z](?![a-zA-Z])"  # 5x, 5 x
+    r"|[.:;?)]\s*[^\W\d_]"  # 5) Then
+    rf"|\s+(?:thir|quar(?=ter of)|{_PARTS})(?:d|th)s?\b"  # 1 third, 4 tenths
 )
-_SCALES = {
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
-_SCALES |= {
-    "lakh": 10**5,
-    "lakhs": 10**5,
-    "crore": 10**7,
-    "crores": 10**7,
-    "万": 10**4,
-    "亿": 10**8,
-}
-SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![a-z-])")
+_VARIABLE = re.compile(r"(?<![Ͱ-Ͽ])[Α-Ψα-λν-ωϑϕ](?![Ͱ-Ͽ])")  # 4π, 4 ω; but Ω and μ are units
 _CHANGES_THE_NUMBER = re.compile(  # words after a number that make it another number, or two
-    r"\b(?:or|plus|minus|divided|multiplied|over|squared|cubed|half|halves|thirds|(?:four|fif|six|eigh|ten)ths|pi|sqrt|mn|"
-    r"mil|mio|bn|tn|grand|(?:two|three|five|eight|ten|eleven|twelve|twenty|forty|(?:thir|four|fif|six|seven|eigh|nine)"
-    rf"(?:teen|ty)?|{'|'.join(_SCALES)})(?!-))\b|[十百千万亿]"
+    r"\b(?:or|plus|minus|divided|multiplied|over|squared|cubed|half|halves|thirds|as well as|pi|sqrt"
+    r"|mil|mio|tn|grand|(?:is|are|was) (?:not|wrong|incorrect)|isn't"
+    r"|(?:two|three|five|eight|ten|eleven|twelve|twenty|forty"
+    rf"|(?:thir|four|fif|six|seven|eigh|nine)(?:teen|ty)?|{_PARTS}ths"
+    r"|hundred|thousand|million|billion|trillion|lakhs?|crores?)(?!-))\b|[十百千万亿]"
 )
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_SCALES |= {"trillion": 10**12, "lakh": 10**5, "crore": 10**7, "milliard": 10**9, "tausend": 1000}
+_SCALES |= {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
+SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?:s|en)?(?![a-z-])")
+_SHORT_SCALES = {"k": 1000, "K": 1000, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}
+_SHORT_SCALE = re.compile(r"(?:\s?(?=[bm]n))?(bn|mn|[kKMB])(?![a-zA-Z])")
+_BELOW_ZERO = re.compile(r"\bbelow (?:zero|0)\b")
 
 
 @lru_cache(maxsize=4096)
 def _ascii(character: str) -> str:
-    """Digits of every script, full-width forms, minus signs and spaces in their ASCII form; the rest as it is."""
+    """Give digits of every script, full-width forms, signs and spaces in ASCII; the rest as it is."""
     if character in _LOOKALIKES:
         return _LOOKALIKES[character]
     if "！" <= character <= "～":
         return chr(ord(character) - 0xFEE0)
     kind, _, codes = unicodedata.decomposition(character).partition(" ")
-    if kind in ("<fraction>", "<super>"):
+    if kind in _VARIANTS:
         inner = "".join(_ascii(chr(int(code, 16))) for code in codes.split())
-        return f" {inner} " if kind == "<fraction>" else f"^{inner}"
-    return str(unicodedata.decimal(character, character))
+        return f" {inner} " if kind == "<fraction>" else _VARIANTS[kind] + inner
+    is_other_numeral = character.isnumeric() and not character.isalpha()
+    return str(unicodedata.decimal(character, "_" if is_other_numeral else character))
 
 
 def plain(text: str) -> str:
-    """`text` with LaTeX and Markdown decoration taken off, as far as that cannot change what number it shows."""
-    text = text if text.isascii() else "".join(map(_ascii, text))
-    if "\\" in text or "{" in text:
-        text = _EXPONENT.sub(r"^\1 ", _FRAC.sub(r" \1\2\3/\4\5 ", text))
-        text = _COMMAND.sub(
-            lambda command: _COMMANDS.get(command[0], command[0]), _DROP.sub("", text)
-        )
-    return (_BOLD.sub("", text) if "*" in text or "`" in text else text).strip(" \t\r\n*_\"'“”")
+    """Take off LaTeX and Markdown decoration, as far as that cannot change what number is shown."""
+    if not text.isascii():
+        text = "".join(map(_ascii, _DASH.sub("-", text)))
+    if "\\" in text or "{" in text or "<" in text:
+        text = _EXPONENT.sub(r"^\1 ", _FRAC.sub(r" \1\2\3/\4\5 ", _CYCLE.sub(r"\1(\2)", text)))
+        text = _DROP.sub("", text)
+        text = _COMMAND.sub(lambda command: _COMMANDS.get(command[0], command[0]), text)
+    if "*" in text or "`" in text:
+        text = _BOLD.sub("", text)
+    return text.strip(" \t\r\n*_\"'“”")
 
 
 @lru_cache(maxsize=8192)
 def parse_number(text: str) -> Fraction | None:
-    r"""The exact value of a text that is one number, however decorated (`$1,000.50 a day`, `\frac12`), else None."""
+    r"""Give the exact value of a text that is one number (`$1,000.50 a day`, `\frac12`), else None."""
     if text.isascii() and text.isdigit() and len(text) <= MAX_ANSWER:
         return Fraction(int(text))
     text = plain(text) if len(text) <= MAX_ANSWER else ""
-    if (
-        text.startswith("(") and text.endswith(")") and "," not in text
-    ):  # (18), but not the point (3,400)
-        text = text[1:-1].strip()
+    if text.startswith("(") and text.endswith(")") and "," not in text:
+        text = text[1:-1].strip()  # (18), but not the point (3,400)
     match = NUMBER.match(text)
     if match is None or (match["minus"] and match["minus2"]):
         return None
     value, factor = _value(match), _factor(text[match.end() :], bool(match["currency"]))
     sign = 1 if (match["minus"] or match["minus2"] or "+") == "+" else -1
-    return None if value is None or factor is None else sign * factor * value
+    if value is None or factor is None or (value == 0 and factor > 1):  # 0k is not meant as 0
+        return None
+    return sign * factor * value
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The number in a match of `CORE`, without its sign."""
+    """Give the number in a match of `CORE`, without its sign."""
     if match["whole"]:
         part = Fraction(int(match["part"]), int(match["parts"]))
         return int(match["whole"]) + part if part < 1 else None
     if match["top"]:
-        top, bottom = (int(re.sub(r"[, ]", "", match[name])) for name in ("top", "bottom"))
+        top, bottom = int(_digits(match["top"])), int(_digits(match["bottom"]))
         # A fraction that comes out whole is a division left to do: 36/2 is not yet 18.
         return Fraction(top, bottom) if bottom and top % bottom else None
+    if match["comma"]:
+        return Fraction(match["comma"].replace(".", "").replace(" ", "").replace(",", "."))
+    if match["cycle"]:
+        head, cycle = _digits(match["head"]), match["cycle"]
+        places = len(head.partition(".")[2])
+        return Fraction(head) + Fraction(int(cycle), 10**places * (10 ** len(cycle) - 1))
     exponent = int(match["power"] or match["exponent"] or match["tens"] or 0)
-    digits = "1" if match["power"] else match["decimal"].replace(",", "").replace(" ", "")
+    digits = "1" if match["power"] else _digits(match["hour"] or match["decimal"])
     mantissa = Fraction(int(digits) if digits.isdigit() else digits)
     if abs(exponent) > MAX_EXPONENT:
         return None
     return mantissa * Fraction(10) ** exponent if exponent else mantissa
 
 
+def _digits(text: str) -> str:
+    return text if text.isdigit() else re.sub(r"[, '’]", "", text)
+
+
 def _factor(rest: str, currency: bool) -> int | None:
-    """What the text after a number multiplies it by, 1 for a unit; None when it makes it something else."""
-    if (
-        not _UNIT.fullmatch(rest)
-        or _NO_UNIT.match(rest)
-        or (currency and re.match(r"[a-zA-Z](?![a-zA-Z])", rest))
-    ):
+    """Tell what the text after a number multiplies it by, 1 for a unit; None: it is another thing."""
+    if not rest:
+        return 1
+    factor = 1
+    if short := _SHORT_SCALE.match(rest):
+        factor, rest = _SHORT_SCALES[short[1]], rest[short.end() :]
+    elif currency and rest[0].isalpha() and not rest[1:2].isalpha():  # $5m
         return None
-    factor, rest = 1, rest.lower()
+    if below := _BELOW_ZERO.search(rest):
+        factor, rest = -factor, rest[: below.start()]
+    if not _UNIT.fullmatch(rest) or _NO_UNIT.match(rest) or _VARIABLE.search(rest):
+        return None
+    rest = rest.lower()
     while scale := SCALE.match(rest):
         factor, rest = factor * _SCALES[scale[1]], rest[scale.end() :]
     return None if _CHANGES_THE_NUMBER.search(rest) else factor
 
 
 def canonical_number(text: str) -> str | None:
-    """The one spelling of a number: "1,000.50" -> "1000.5", "18.00" -> "18", "1/3" -> "1/3"; None for anything else."""
+    """Give a number's one spelling: "1,000.50" -> "1000.5", "1/3" -> "1/3"; None for anything else."""
     value = parse_number(text)
     if value is None:
         return None
     with localcontext(prec=2 * (MAX_ANSWER + MAX_EXPONENT)):
         decimal = Decimal(value.numerator) / value.denominator
         return f"{decimal.normalize():f}" if Fraction(decimal) == value else str(value)
+
+
+_SPELLED = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+_WORDS = {word: value for value, word in enumerate(_SPELLED.split())}
+_WORDS |= {"fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_WORDS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_WORD_RUN = re.compile(
+    rf"(?:\b(?:{'|'.join(_WORDS)}|hundred|thousand|million)\b(?:[\s-]+and\b)?[\s-]*)+"
+)
+
+
+def spelled_number(text: str) -> Fraction | None:
+    """Give the value of a text that starts with a number in words: `twenty-four clips`, else None."""
+    run = _WORD_RUN.match(text.lower())
+    if run is None:
+        return None
+    total = group = 0
+    for word in re.findall(r"[a-z]+", run[0]):
+        if word in _WORDS:
+            fits = group % 100 == 0 or (group % 100 >= 20 and group % 10 == 0 and _WORDS[word] < 10)
+            if not fits:
+                return None
+            group += _WORDS[word]
+        elif word == "hundred":
+            group = max(group, 1) * 100
+        elif word in _SCALES:
+            total, group = total + max(group, 1) * _SCALES[word], 0
+    return parse_number(f"{total + group} {text[run.end() :]}")

@@ -28,12 +28,13 @@ _VARIABLE = r"(?P<name>[a-zA-Z])(?:\s?\^\s?(?P<exponent>\d{1,3}))?"
 _FACTOR = re.compile(rf"\s*(?:(?P<number>{_NUMBER})|{_VARIABLE})\s*(?P<times>\*?)")
 _SIGN = re.compile(r"\s*([-+])")
 _POWER = re.compile(r"(?<=[a-zA-Z])\s?\*\*\s?(?=\d)")  # Python's; elsewhere ** is bold
+_WORD = re.compile(r"(?<!\\)\b[a-zA-Z]{4,}")  # no product of four variables, but prose
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 @lru_cache(maxsize=8192)
 def _parse(text: str) -> tuple[tuple[Monomial, Fraction], ...] | None:
-    if len(text) > MAX_POLYNOMIAL:
+    if len(text) > MAX_POLYNOMIAL or _WORD.search(text):
         return None
     text = plain(_POWER.sub("^", text)).strip(" .$")
     text = _THOUSANDS.sub("", text)
