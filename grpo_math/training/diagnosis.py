@@ -109,36 +109,45 @@ class Diagnosis(TrainerCallback):
         self.last_useful: int | None = None
         self.verdict: str | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        for logs in state.log_history:  # what a continued run had logged, and had been told
+            self._consider(logs, logs["step"], lambda line: None)
+
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict | None = None,
-        **_: Any,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if not logs or "frac_reward_zero_std" not in logs:
             return
-        if len(self.first) < WINDOW:
-            self.first.append(logs)
-        self.rows = [*self.rows, logs][-WINDOW:]
-        if len(self.rows) == WINDOW:
-            self._name_causes()
-        if self.last_useful is None or logs["frac_reward_zero_std"] < 1:
-            self.last_useful = state.global_step
-        finite = args.fp16 or math.isfinite(
-            logs.get("grad_norm", 0.0)
-        )  # float16 skips such steps by itself
+        self._consider(logs, state.global_step, self.say)
+        # float16 skips steps whose gradient is not a number by itself.
+        finite = args.fp16 or math.isfinite(logs.get("grad_norm", 0.0))
         self.verdict = self._hopeless(state.global_step, finite)
         if self.verdict:
             control.should_training_stop = True
 
-    def _name_causes(self) -> None:
+    def _consider(self, logs: dict[str, float], step: int, say: Callable[[str], None]) -> None:
+        """Take in a logged step, and say what keeps the run from learning, once for each cause."""
+        if "frac_reward_zero_std" not in logs:
+            return
+        if len(self.first) < WINDOW:
+            self.first.append(logs)
+        self.rows = [*self.rows, logs][-WINDOW:]
+        if self.last_useful is None or logs["frac_reward_zero_std"] < 1:
+            self.last_useful = step
+        if len(self.rows) < WINDOW:
+            return
         for cause in CAUSES:
             sentence = cause(self.rows, self.first)
             if sentence and cause.__name__ not in self.named:
                 self.named.add(cause.__name__)
-                self.say(f"note: in the last {WINDOW} logged steps, {sentence}")
+                say(f"note: in the last {WINDOW} logged steps, {sentence}")
 
     def _hopeless(self, step: int, finite: bool) -> str | None:
         if not finite:

@@ -159,6 +159,11 @@ class MathGRPOTrainer(GRPOTrainer):
         else:
             self.control.should_training_stop = True
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # A process that makes no step must not replace the last step's completions by none.
+        self.log_completions = self.args.log_completions and len(self._logs["prompt"]) > 0
+        super().log(logs, start_time)
+
     # Training: which completions run, what they score, and the loss.
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
