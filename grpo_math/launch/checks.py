@@ -17,33 +17,26 @@ Rules = dict[str, object]  # a message, and whether it is to be given
 
 # Arguments of transformers and TRL that are refused: why, or what does it instead.
 WITHOUT_EFFECT = {
-    "belongs to transformers' own evaluation, which would report rewards and is off; --eval_size N "
-    "reports accuracy": (
-        "eval_strategy eval_on_start eval_delay do_eval do_predict per_device_eval_batch_size "
-        "num_generations_eval eval_accumulation_steps prediction_loss_only batch_eval_metrics "
-        "eval_do_concat_batches eval_use_gather_object bf16_full_eval fp16_full_eval "
-        "include_for_metrics"
-    ),
-    "checkpoints are not compared while training; evaluate those that are kept": (
-        "load_best_model_at_end metric_for_best_model greater_is_better"
-    ),
-    "a run goes on from the last complete checkpoint in its --output_dir, and nowhere else; leave "
-    "it out": ("resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint"),
-    "a run saves on SIGTERM and SIGUSR1 by itself, after a step from which it can be continued": (
-        "enable_jit_checkpoint"
-    ),
-    "the folder of a run is one for all nodes, or the run could not be continued": (
-        "save_on_each_node"
-    ),
-    "leaves out the optimizer, so the run could not be continued": ("save_only_model"),
-    "export_model.py pushes a model to the Hub, with a card of what was measured": (
-        "push_to_hub hub_model_id hub_strategy hub_always_push hub_revision"
-    ),
-    "GRPO has no labels, and draws its questions by itself": (
-        "label_smoothing_factor label_names train_sampling_strategy length_column_name"
-    ),
+    "belongs to transformers' own evaluation, which is off; --eval_size N reports accuracy": """
+        eval_strategy eval_on_start eval_delay do_eval do_predict per_device_eval_batch_size
+        num_generations_eval eval_accumulation_steps prediction_loss_only batch_eval_metrics
+        eval_do_concat_batches eval_use_gather_object bf16_full_eval fp16_full_eval
+        include_for_metrics""",
+    "checkpoints are not compared while training; evaluate those that are kept": """
+        load_best_model_at_end metric_for_best_model greater_is_better""",
+    "a run goes on from the last complete checkpoint in its --output_dir, and nowhere else": """
+        resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint""",
+    "a run saves on SIGTERM and SIGUSR1 by itself, after a step from which it can be continued": """
+        enable_jit_checkpoint""",
+    "a run's folder is one for all nodes, or it could not be continued": "save_on_each_node",
+    "leaves out the optimizer, so the run could not be continued": "save_only_model",
+    "export_model.py pushes a model to the Hub, with a card of what was measured": """
+        push_to_hub hub_model_id hub_strategy hub_always_push hub_revision""",
+    "GRPO has no labels, and draws its questions by itself": """
+        label_smoothing_factor label_names train_sampling_strategy length_column_name""",
     "completions call no tools": "max_tool_calling_iterations",
 }
+# What TRL compares with these names only in the middle of a step.
 CHOICES = {
     "loss_type": "grpo bnpo dr_grpo dapo cispo sapo luspo vespo",
     "scale_rewards": "group batch none",
@@ -53,6 +46,8 @@ CHOICES = {
     "vllm_model_impl": "vllm transformers",
     "vllm_importance_sampling_mode": "token_truncate token_mask sequence_truncate sequence_mask",
 }
+SIZES = """per_device_train_batch_size gradient_accumulation_steps num_generations num_iterations
+    max_completion_length steps_per_generation generation_batch_size"""
 
 
 @dataclass(frozen=True)
@@ -139,15 +134,7 @@ def plan_batches(given: Namespace, rows: int) -> BatchPlan:
 
 
 def _check_sizes(given: Namespace, micro_batch: int) -> None:
-    for flag in (
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "num_generations",
-        "num_iterations",
-        "max_completion_length",
-        "steps_per_generation",
-        "generation_batch_size",
-    ):
+    for flag in SIZES.split():
         size = getattr(given, flag)
         if size is not None and size < 1:
             raise UsageError(f"--{flag} {size}: must be at least 1")
@@ -170,7 +157,7 @@ def steps_between_generations(given: Namespace) -> int:
 
 def conflicts(given: Namespace) -> list[str]:
     """Give a line for all that TRL would fail at late, or that would not do what it says."""
-    rules = [_range_rules, _package_rules, _spread_rules, _vllm_rules, _run_rules]
+    rules = [_range_rules, _spread_rules, _vllm_rules, _run_rules]
     found = [message for each in rules for message, broken in each(given).items() if broken]
     return [*_unknown_choices(given), *_without_effect(given), *found]
 
@@ -196,32 +183,23 @@ def _range_rules(a: Namespace) -> Rules:
     }
 
 
-def _package_rules(a: Namespace) -> Rules:
-    spread, quantized = strategy(), a.load_in_4bit or a.load_in_8bit
-    return {
-        "--use_vllm: vllm is not installed; pip install vllm, or leave it out": (
-            a.use_vllm and not _installed("vllm")
-        ),
-        f"the launcher asks for {spread}: deepspeed is not installed; pip install deepspeed, or "
-        "use fsdp2": spread.startswith("zero") and not _installed("deepspeed"),
-        "--load_in_4bit/8bit: bitsandbytes is not installed": (
-            quantized and not _installed("bitsandbytes")
-        ),
-    }
-
-
 def _spread_rules(a: Namespace) -> Rules:
     spread, quantized = strategy(), a.load_in_4bit or a.load_in_8bit
     checkpointing_twice = a.gradient_checkpointing and _env_true("FSDP_ACTIVATION_CHECKPOINTING")
     return {
+        f"the launcher asks for {spread}: deepspeed is not installed; pip install deepspeed, or "
+        "use fsdp2": spread.startswith("zero") and not _installed("deepspeed"),
+        "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two": (
+            spread.startswith("fsdp") and checkpointing_twice
+        ),
+        "--load_in_4bit/8bit: bitsandbytes is not installed": (
+            quantized and not _installed("bitsandbytes")
+        ),
         "--load_in_4bit/8bit: quantised weights cannot be trained; add --use_peft true": (
             quantized and not a.use_peft
         ),
         f"--load_in_4bit/8bit: quantised LoRA does not work when {spread} spreads the weights; use "
         "ddp or zero2": quantized and spread in ("fsdp1", "fsdp2", "zero3"),
-        "--gradient_checkpointing true and fsdp_activation_checkpointing: one of the two": (
-            spread.startswith("fsdp") and checkpointing_twice
-        ),
     }
 
 
@@ -230,6 +208,9 @@ def _vllm_rules(a: Namespace) -> Rules:
     processes, parallel = launched_processes(), a.vllm_tensor_parallel_size
     cut_distribution = a.top_k or a.top_p < 1 or a.min_p
     return {
+        "--use_vllm: vllm is not installed; pip install vllm, or leave it out": (
+            a.use_vllm and not _installed("vllm")
+        ),
         "--load_in_4bit/8bit: the adapter cannot be added to quantised weights for vLLM without "
         "changing them; use --use_vllm false, or --dtype bfloat16 instead": (
             a.use_vllm and (a.load_in_4bit or a.load_in_8bit)
