@@ -372,7 +372,7 @@ def test_arguments_of_the_chat_template_reach_the_prompts(copy):
         (_, row), *_ = read_graded(copy / f"evals/{name}.jsonl")
         assert row["prompt"].endswith("<answer>") == ends
     for value, flags in (('{"add_generation_prompt": 1}', []), ('{"enable_thinking": true}', ["--prompt", "hash_raw"])):
-        with pytest.raises(UsageError, match="--chat_template_kwargs"):
+        with pytest.raises(UsageError, match="chat_template_kwargs"):
             evaluate_here(copy, "--chat_template_kwargs", value, "--name", "other", *flags)
 
 

@@ -54,7 +54,6 @@ class Comparison:
 
     @property
     def sides(self) -> tuple[Evaluation, Evaluation]:
-        """Give both evaluations."""
         return self.first, self.other
 
     @property

@@ -208,11 +208,9 @@ def graded_row(
 
 
 def default_name(source: ModelSource, data: str) -> str:
-    """Name an evaluation after its model and its data."""
     path = Path(data).resolve()
     return f"{source.name}--{path.parent.name}-{path.stem}"
 
 
 def analysis_path(path: Path) -> Path:
-    """Give the place of the analysis beside the rows."""
     return path.with_name(f"{path.stem}_analysis.txt")

@@ -60,11 +60,8 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 def differences(old: Settings, new: Settings) -> list[str]:
     """Say `name: old -> new` for all in which two evaluations differ, wherever they lie."""
     new = json.loads(json.dumps(new))
-    found = []
-    for name in sorted({*old, *new} - PATHS):
-        if old.get(name) != new.get(name):
-            found.append(f"{name}: {old.get(name)} -> {new.get(name)}")
-    return found
+    names = [name for name in {*old, *new} - PATHS if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in sorted(names)]
 
 
 def unrecorded(old: Settings, new: Settings) -> list[str]:

@@ -43,17 +43,14 @@ class Evaluation:
 
     @property
     def model(self) -> str:
-        """Give the model as the evaluator was told it."""
         return str(self.settings.get("model", ""))
 
     @property
     def each_run(self) -> tuple[Evaluation, ...]:
-        """Give the runs, or the one evaluation that this is."""
         return self.runs or (self,)
 
     @property
     def rows(self) -> list[GradedRow]:
-        """Give all rows."""
         return list(chain.from_iterable(self.questions.values()))
 
     @property
@@ -71,7 +68,6 @@ class Evaluation:
         return majority_vote(column(self.questions[each], "extracted"))
 
     def accuracy(self, outcome: str) -> Interval:
-        """Give the share of right samples, with its 95% interval."""
         verdicts = [column(rows, outcome) for rows in self.questions.values()]
         return mean_interval(verdicts, clusters=self.clusters(self.questions))
 
@@ -80,7 +76,6 @@ class Evaluation:
         return [fmean(column(self.questions[each], outcome)) for each in ids]
 
     def mean_score(self, outcome: str, ids: Iterable[str]) -> float:
-        """Give the accuracy on the questions chosen."""
         return fmean(self.scores(outcome, ids))
 
     def clusters(self, ids: Iterable[str]) -> list[str]:
@@ -109,9 +104,8 @@ def _load(path: Path, name: str) -> Evaluation:
         questions.setdefault(row["id"], []).append(row)
     summary, warnings = _read_summary(path.with_suffix(".json"))
     settings = summary.get("settings")
-    evaluation = Evaluation(path, name, questions, {}, warnings)
-    if isinstance(settings, dict):
-        evaluation.settings = settings
+    known = settings if isinstance(settings, dict) else {}
+    evaluation = Evaluation(path, name, questions, known, warnings)
     for doubt in _doubts(evaluation, summary.get("results")):
         warnings.append(f"{path}: {doubt}")
     return evaluation
