@@ -5,7 +5,7 @@ PIP = $(@D)/bin/pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}, and 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 
-.PHONY: quickstart test test-long test-vllm test-cluster test-browser test-notebook bench lint coverage
+.PHONY: quickstart test test-long test-vllm test-sharded test-cluster test-browser test-notebook bench lint coverage
 
 quickstart: .venv/ready
 	$(BIN)/python quickstart.py
@@ -20,6 +20,10 @@ test-long: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest -m slow --durations 5 tests/test_vllm.py tests/test_vllm_server.py
+
+# FSDP2, ZeRO-2 and ZeRO-3 on two CPU processes; DeepSpeed lies in vLLM's environment.
+test-sharded: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest -m slow --durations 5 tests/test_sharded.py
 
 test-cluster: .venv/ready .venv-vllm/ready
 	@command -v slurmctld >/dev/null || { echo "error: no Slurm: apt-get install slurm-wlm munge"; exit 2; }

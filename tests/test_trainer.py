@@ -26,8 +26,11 @@ ONE_PROCESS += [
     "single half dapo delta=1.02 mask_truncated_completions=true",
     "long_generations half sapo off_policy_mask_threshold=0.0001",
     "accumulated half dr_grpo pad_to_multiple_of=8 gradient_checkpointing=true",
-    # Learned positions; attention of its own; positions that no caller can give.
-    *(f'accumulated half grpo model="{kind}" disable_dropout=true' for kind in ("gpt2", "gpt_neo", "bloom")),
+    # Learned positions; attention of its own; positions that no caller can give; attention that is not told.
+    *(
+        f'accumulated half grpo model="{kind}" disable_dropout=true'
+        for kind in ("gpt2", "gpt_neo", "bloom", "nemotron")
+    ),
     'long_generations half dapo gradient_checkpointing=true gradient_checkpointing_kwargs={"use_reentrant":true}',
     "long_generations most grpo beta=0.1",  # all completions run
     "accumulated half dr_grpo skip_zero_advantage=false",

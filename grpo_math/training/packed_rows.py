@@ -18,13 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 BUCKETS = 4  # at most so many calls of SDPA for completions, and as many for prompts
 SIMILAR = 0.75  # a bucket's shortest segment has at least this share of its longest one's tokens
 UNSCORED = -100
+FUSED_DEVICES = ("cpu",)  # whose fused attention takes grouped heads as they are
+
+
+class LayoutIgnored(RuntimeError):
+    """A model's layers do not hand the layout to their attention, so its result is wrong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +248,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     name = model.config.get_text_config()._attn_implementation
     plain = ALL_ATTENTION_FUNCTIONS[name]
     if not isinstance(plain, PackedAttention):
-        AttentionInterface.register(name, PackedAttention(name, plain))
+        ALL_ATTENTION_FUNCTIONS[name] = PackedAttention(name, plain)
 
 
 def sdpa_segments(
@@ -281,7 +286,7 @@ def shares_keys(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool
     A CPU's kernel does. On CUDA torch says so, and where it does not, expanded keys are better.
     """
     asked = SDPAParams(query, key, value, mask, 0.0, False, True)
-    return query.device.type == "cpu" or can_use_efficient_attention(asked)
+    return query.device.type in FUSED_DEVICES or can_use_efficient_attention(asked)
 
 
 def flash_segments(
@@ -335,7 +340,7 @@ def log_probs(model: nn.Module, row: PackedRow) -> tuple[Tensor, Tensor]:
         use_cache=False,
     )
     if not row.layout.used:
-        raise RuntimeError("the model's attention ignores the layout of the packed row")
+        raise LayoutIgnored("the model's attention ignores the layout of the packed row")
 
     def spread(values: Tensor) -> Tensor:
         completions = values[0, -int(row.runs.sum()) :]

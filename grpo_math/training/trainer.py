@@ -30,8 +30,14 @@ from trl.models import unwrap_model_for_generation
 
 from grpo_math.generation.decoder import Decoder, chooser, finisher
 from grpo_math.models.traits import can_decode, position_note, takes_positions, why_not_packed
+from grpo_math.terminal import say
 from grpo_math.training.greedy import greedy
-from grpo_math.training.packed_rows import log_probs, pack, use_packed_attention
+from grpo_math.training.packed_rows import (
+    LayoutIgnored,
+    log_probs,
+    pack,
+    use_packed_attention,
+)
 from grpo_math.training.regroup import (
     SIDES,
     Batch,
@@ -240,8 +246,12 @@ class MathGRPOTrainer(GRPOTrainer):
         sides: ids and mask of prompts, (B, P), and of completions, (B, T).
         """
         if self.packs:
-            with self.accelerator.autocast():
-                return log_probs(model, pack(*sides))
+            try:
+                with self.accelerator.autocast():
+                    return log_probs(model, pack(*sides))
+            except LayoutIgnored:
+                self.packs = False
+                say("packing      nothing after all: this model's attention is not told the layout")
         ids, mask = torch.cat(sides[::2], 1), torch.cat(sides[1::2], 1)
         logps, entropies, _ = super()._get_per_token_logps_and_entropies(
             self._with_positions(model), ids, mask, sides[2].size(1), compute_entropy=True
