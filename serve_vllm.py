@@ -1,15 +1,18 @@
-"""Serve a model for training elsewhere: `vllm serve`, ready to be given new weights after each step.
+"""Serve a model for training elsewhere: `vllm serve`, ready for new weights after each step.
 
     CUDA_VISIBLE_DEVICES=1 python serve_vllm.py Qwen/Qwen2.5-3B-Instruct --max_model_len 2048
-    CUDA_VISIBLE_DEVICES=0 python train_grpo.py Qwen/Qwen2.5-3B-Instruct --use_vllm true --vllm_mode server
+    CUDA_VISIBLE_DEVICES=0 python train_grpo.py Qwen/Qwen2.5-3B-Instruct --use_vllm true \\
+        --vllm_mode server
 
-Its control endpoints ask for no password, so it listens on this machine alone, or with --host on a private network.
-Flags that are not known here go to `vllm serve`. submit_grpo.slurm starts it on a node of its own with VLLM_NODES=1.
+Its control endpoints ask for no password, so it listens on this machine alone, or with --host on a
+private network. Flags that are not known here go to `vllm serve`. submit_grpo.slurm starts it on a
+node of its own with VLLM_NODES=1.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -18,11 +21,26 @@ import sys
 from pathlib import Path
 
 from grpo_math.errors import UsageError, run
-from grpo_math.models.source import resolve_model
+
+
+def parse_args() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", help="Hub id, folder, checkpoint or run")
+    add("--host", default="127.0.0.1", help="to listen on (default: this machine alone)")
+    add("--port", type=int, default=8000)
+    copy = "GPUs that hold one copy (default: 1)"
+    add("--tensor_parallel_size", type=int, default=1, help=copy)
+    add("--max_model_len", type=int, default=4096, help="tokens of prompt and completion")
+    return parser.parse_known_args()
 
 
 def private_address(host: str) -> str:
-    """The IPv4 address of a host name, which must be this machine's loopback or on a private network.
+    """Give the IPv4 address of a host name, of this machine's loopback or a private network.
 
     Raises:
         UsageError: the name has no address, or a public one.
@@ -32,67 +50,57 @@ def private_address(host: str) -> str:
     except OSError as error:
         raise UsageError(f"--host {host}: cannot be resolved ({error.strerror})") from error
     if not ipaddress.ip_address(address).is_private or address == "0.0.0.0":
-        raise UsageError(
-            f"--host {host}: is {address}, where strangers may reach it, and the server asks for no password; give an "
-            "address of a private network"
-        )
+        reason = "where strangers may reach it, and the server asks for no password"
+        way_out = "give an address of a private network"
+        raise UsageError(f"--host {host}: is {address}, {reason}; {way_out}")
     return address
 
 
-def visible_gpus() -> int:
+def find_program() -> str:
+    """Find the command `vllm`, first beside this Python. Raises UsageError when there is none."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    program = shutil.which("vllm", path=os.pathsep.join(places))
+    if program is None:
+        raise UsageError("vllm is not installed: pip install vllm on a machine with a GPU")
+    return program
+
+
+def gpu_flags(tensor_parallel_size: int) -> list[str]:
+    """Give the flags that spread the model over the GPUs here; none where there is no GPU."""
     import torch
 
-    return torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
+    if gpus % tensor_parallel_size:
+        size = f"--tensor_parallel_size {tensor_parallel_size}"
+        raise UsageError(f"{size}: does not divide the {gpus} GPUs here")
+    if not gpus:
+        if importlib.util.find_spec("vllm"):
+            from grpo_math.generation.vllm_backend import check_device
+
+            check_device()
+        cannot = "cannot be given new weights (NCCL needs GPUs)"
+        print(f"no GPU: this server answers, but {cannot}", file=sys.stderr)
+        return []
+    flags = ["--tensor-parallel-size", str(tensor_parallel_size)]
+    flags += ["--data-parallel-size", str(gpus // tensor_parallel_size)]
+    return [*flags, "--weight-transfer-config", '{"backend": "nccl"}']
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", help="Hub id, folder, checkpoint or run")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
-    )
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument(
-        "--tensor_parallel_size", type=int, default=1, help="GPUs that hold one copy (default: 1)"
-    )
-    parser.add_argument(
-        "--max_model_len", type=int, default=4096, help="tokens of prompt and completion together"
-    )
-    args, rest = parser.parse_known_args()
+    args, rest = parse_args()
+    from grpo_math.models.source import resolve_model
+
     address = private_address(args.host)
     source = resolve_model(args.model)
-    program = shutil.which(
-        "vllm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    )
-    if program is None:
-        raise UsageError("vllm is not installed: pip install vllm on a machine with a GPU")
-    gpus = visible_gpus()
-    if gpus % args.tensor_parallel_size:
-        raise UsageError(
-            f"--tensor_parallel_size {args.tensor_parallel_size}: does not divide the {gpus} GPUs here"
-        )
-    command = [program, "serve", source.path, "--host", address, "--port", str(args.port)]
+    command = [find_program(), "serve", source.path, "--host", address, "--port", str(args.port)]
     command += ["--max-model-len", str(args.max_model_len)]
     # The probabilities that tokens were drawn with, which the trainer corrects for.
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
-    if gpus:
-        command += ["--tensor-parallel-size", str(args.tensor_parallel_size)]
-        command += ["--data-parallel-size", str(gpus // args.tensor_parallel_size)]
-        command += ["--weight-transfer-config", '{"backend": "nccl"}']
-    else:
-        print(
-            "no GPU: this server answers, but cannot be given new weights (NCCL needs GPUs)",
-            file=sys.stderr,
-        )
-    os.environ["VLLM_SERVER_DEV_MODE"] = (
-        "1"  # the endpoints through which the trainer gives it weights
-    )
+    command += gpu_flags(args.tensor_parallel_size)
+    # The endpoints through which the trainer gives it weights.
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.execv(program, [*command, *rest])
+    os.execv(command[0], [*command, *rest])
 
 
 if __name__ == "__main__":
