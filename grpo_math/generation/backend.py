@@ -16,7 +16,7 @@ from grpo_math.models.loading import Loading
 from grpo_math.models.source import ModelSource
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,6 @@ class Backend(Protocol):
     def stream(self, prompt: list[int], sampling: Sampling, watch: Watch) -> Completion:
         """Give one completion; `watch` sees its text after every token, and what it stops ends."""
         ...
-
-
-def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """List the token ids that end a completion: the model's own and the tokenizer's."""
-    own = config.eos_token_id
-    ids = set(own) if isinstance(own, list) else {own}
-    return sorted((ids | {tokenizer.eos_token_id}) - {None})
 
 
 def check_context(longest_prompt: int, max_tokens: int, context: int | None, flag: str) -> None:

@@ -6,15 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from grpo_math.errors import out_of_memory
-from grpo_math.generation.backend import (
-    Completion,
-    EngineOptions,
-    Progress,
-    Sampling,
-    Watch,
-    end_tokens,
-)
-from grpo_math.models.loading import Loading, load_weights, resolve_dtype
+from grpo_math.generation.backend import Completion, EngineOptions, Progress, Sampling, Watch
+from grpo_math.models.loading import Loading, end_tokens, load_weights, resolve_dtype
 from grpo_math.models.source import ModelSource
 
 if TYPE_CHECKING:

@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_math.errors import UsageError
-from grpo_math.generation.backend import (
-    Completion,
-    EngineOptions,
-    Progress,
-    Sampling,
-    Watch,
-    end_tokens,
-)
-from grpo_math.models.loading import Loading, model_error, resolve_dtype, whole_model
+from grpo_math.generation.backend import Completion, EngineOptions, Progress, Sampling, Watch
+from grpo_math.models.loading import Loading, end_tokens, model_error, resolve_dtype, whole_model
 from grpo_math.models.source import ADAPTER, ModelSource
 
 if TYPE_CHECKING:

@@ -13,28 +13,30 @@ CONFIGURATIONS = ("config.json", "generation_config.json", "adapter_config.json"
 NOT_ITS_OWN = ("base_model_name_or_path", "revision", "peft_version")
 
 
-def folder_digest(folder: str | Path) -> str:
+def folder_digest(path: str | Path) -> str:
     """Give a digest of all that answers depend on: weights, configuration and code of its own.
 
     Every byte of the weights counts. Where an adapter's base lies does not.
     """
-    folder = Path(folder)
-    files = [*folder.glob("*.safetensors"), *(folder / name for name in CONFIGURATIONS)]
+    folder = Path(path)
+    files = sorted(folder.glob("*.safetensors"))
+    files += filter(Path.is_file, map(folder.joinpath, CONFIGURATIONS))
     config = folder / "config.json"
-    if config.is_file() and b'"auto_map"' in config.read_bytes():  # code beside it builds the model
-        files += folder.glob("*.py")
-    files = sorted(path for path in files if path.is_file())
+    if config in files and b'"auto_map"' in config.read_bytes():  # code beside it builds the model
+        files += sorted(folder.glob("*.py"))
+    whole = hashlib.sha256()
     with ThreadPoolExecutor() as pool:  # a model of many files is read from many places at once
-        digests = pool.map(_file_digest, files)
-    lines = [f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+        for file, digest in zip(files, pool.map(_file_digest, files), strict=True):
+            whole.update(f"{file.name} {digest}\n".encode())
+    return whole.hexdigest()[:16]
 
 
 def _file_digest(path: Path) -> str:
     if path.name == "adapter_config.json":
         settings = json.loads(path.read_text(encoding="utf-8"))
-        own = {key: value for key, value in settings.items() if key not in NOT_ITS_OWN}
-        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+        for name in NOT_ITS_OWN:
+            settings.pop(name, None)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     stat = path.stat()
     return _bytes_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
 

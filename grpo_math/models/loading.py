@@ -13,7 +13,12 @@ from grpo_math.models.source import ModelSource, find_base
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDtype
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,13 @@ def _merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         merged.config.tie_word_embeddings = torch.equal(*weights)
         merged.tie_weights()
     return merged
+
+
+def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """List the token ids that end a completion: the model's own and the tokenizer's."""
+    own = config.eos_token_id
+    ids = set(own) if isinstance(own, list) else {own}
+    return sorted((ids | {tokenizer.eos_token_id}) - {None})
 
 
 def model_error(path: str, error: Exception) -> UsageError:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from grpo_math.errors import UsageError
 from grpo_math.files import write_text_atomic
-from grpo_math.generation.backend import end_tokens
 from grpo_math.models.fingerprint import model_identity
-from grpo_math.models.loading import Loading, load_config, load_tokenizer, load_weights
+from grpo_math.models.loading import Loading, end_tokens, load_config, load_tokenizer, load_weights
 from grpo_math.models.source import ModelSource, adapter_base, resolve_model
 from grpo_math.publish.command import Arguments, public_record
 from grpo_math.publish.measured import Measured, is_base, read_measured

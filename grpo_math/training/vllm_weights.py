@@ -33,37 +33,41 @@ class LoraGeneration(VLLMGeneration):
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
         model = self.model.get_base_model()
-        modules = model.named_modules()
-        layers = {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
+        adapted: list[tuple[str, BaseTunerLayer]] = []  # outermost ones: theirs may be nested
+        for name, module in model.named_modules():
+            if isinstance(module, BaseTunerLayer) and not _within(name, adapted):
+                adapted.append((name, module))
         for name, parameter in model.named_parameters():
-            if _outermost(name, layers) is None and ".original_module." not in name:
-                with self._dist.gather_params([parameter]):
-                    name = name.replace("modules_to_save.default.", "")
-                    yield self._fix_param_name_to_vllm(name), self._whole(parameter)
-        for name, layer in layers.items():
-            if _outermost(name, layers) is None:
-                yield from self._merged(name, layer)
+            if _within(name, adapted) or ".original_module." in name:
+                continue
+            name = name.replace("modules_to_save.default.", "")
+            with self._dist.gather_params([parameter]):
+                yield self._fix_param_name_to_vllm(name), self._gathered(parameter)
+        for name, layer in adapted:
+            for key, tensor in self._merged(layer):
+                yield self._fix_param_name_to_vllm(f"{name}.{key}"), tensor
 
-    def _merged(self, name: str, layer: BaseTunerLayer) -> Iterator[tuple[str, Tensor]]:
+    def _merged(self, layer: BaseTunerLayer) -> Iterator[tuple[str, Tensor]]:
         """Give one layer's weights with the adapter added, in the precision of the layer."""
-        module = cast(nn.Module, layer)
-        parameters = list(module.parameters())
+        parameters = list(cast(nn.Module, layer).parameters())
+        copies: dict[int, object] = {}
         with self._dist.gather_params(parameters):
-            wide = {id(each): self._whole(each).to(torch.float32, copy=True) for each in parameters}
-            memo = {key: nn.Parameter(tensor, False) for key, tensor in wide.items()}
-            merged = copy.deepcopy(layer, memo)  # the copy's parameters are those of `memo`
-            dtypes = {key: each.dtype for key, each in layer.get_base_layer().named_parameters()}
+            for parameter in parameters:
+                wide = self._gathered(parameter).to(torch.float32, copy=True)
+                copies[id(parameter)] = nn.Parameter(wide, requires_grad=False)
+        precision = {key: each.dtype for key, each in layer.get_base_layer().named_parameters()}
+        merged = copy.deepcopy(layer, copies)  # takes these for the layer's own parameters
         merged.merge()
         for key, tensor in merged.get_base_layer().named_parameters():
-            yield self._fix_param_name_to_vllm(f"{name}.{key}"), tensor.to(dtypes[key])
+            yield key, tensor.to(precision[key])
 
-    def _whole(self, parameter: Tensor) -> Tensor:
+    def _gathered(self, parameter: Tensor) -> Tensor:
         """Give a parameter's values, of all processes where FSDP2 has spread them."""
         if self._dist.fsdp_version == 2:
             return parameter.detach().to(self.accelerator.device).full_tensor()
         return parameter.detach()
 
 
-def _outermost(name: str, layers: dict[str, BaseTunerLayer]) -> str | None:
-    """Give the name of the adapted layer that lies around a module or parameter, if any does."""
-    return next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+def _within(name: str, layers: list[tuple[str, BaseTunerLayer]]) -> bool:
+    """Tell whether a module or parameter belongs to one of these layers."""
+    return any(name.startswith(f"{layer}.") for layer, _ in layers)
