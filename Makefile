@@ -15,7 +15,7 @@ test: .venv/ready
 
 # Every task in every style, the documentation's commands, gradients over two processes, full disks: minutes more.
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 -m slow tests/test_end_to_end.py tests/test_extending.py tests/test_trainer.py \
+	$(BIN)/python -m pytest -n 2 -m slow tests/test_end_to_end.py tests/test_extending.py tests/test_resume.py tests/test_trainer.py \
 		tests/test_breakage.py tests/test_documentation.py
 
 test-vllm: .venv-vllm/ready

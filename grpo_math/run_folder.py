@@ -1,6 +1,6 @@
-"""What the folder of a training run holds: its record, its checkpoints, and which of them are complete.
+"""What the folder of a run holds: its record, its checkpoints, and which of them are complete.
 
-    outputs/RUN/run.json            what the run is: prompt style, task, data, rewards, every argument
+    outputs/RUN/run.json            what the run is: prompt style, task, data, rewards, arguments
     outputs/RUN/metrics.jsonl       one row per logged step
     outputs/RUN/checkpoint-N/       a checkpoint; complete once it holds `complete`, written last
     outputs/RUN/checkpoint-final/   the trained model
@@ -12,6 +12,7 @@ Each checkpoint holds a copy of `run.json`, so that it can be evaluated wherever
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -39,8 +40,11 @@ FREE = re.compile(
 )
 
 
+Facts = dict[str, Any]  # of JSON
+
+
 class RunRecord(TypedDict, total=False):
-    """What `run.json` says of a run. A key that is not needed, or that an older run lacks, is absent."""
+    """What `run.json` says; what does not apply, or an older run did not say, is absent."""
 
     model: str  # a folder or a Hub id
     model_sha256: str  # of the weights that training began with
@@ -50,11 +54,11 @@ class RunRecord(TypedDict, total=False):
     chat: bool  # whether questions were asked through the chat template
     reward_funcs: list[str]
     advantage: str
-    train_data: dict[str, Any]
-    eval_data: dict[str, Any]
-    difficulty: dict[str, Any]
+    train_data: Facts
+    eval_data: Facts
+    difficulty: Facts
     world_size: int
-    arguments: dict[str, Any]  # of TRL's GRPOConfig and ModelConfig, as settled
+    arguments: Facts  # of TRL's GRPOConfig and ModelConfig, as settled
     versions: dict[str, str]
 
 
@@ -74,30 +78,31 @@ def is_complete(checkpoint: Path) -> bool:
     return (checkpoint / COMPLETE).is_file()
 
 
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    return list(filter(is_complete, checkpoints(run_dir)))
+
+
 def last_complete_checkpoint(run_dir: Path) -> tuple[Path | None, list[Path]]:
     """Find the complete checkpoint of the highest step, and the incomplete ones above it."""
-    passed_over: list[Path] = []
-    for path in reversed(checkpoints(run_dir)):
-        if is_complete(path):
-            return path, passed_over
-        passed_over.append(path)
-    return None, passed_over
+    last = next(reversed(complete_checkpoints(run_dir)), None)
+    found = reversed(checkpoints(run_dir))
+    return last, list(itertools.takewhile(lambda path: path != last, found))
 
 
 def mark_complete(checkpoint: Path, record: RunRecord) -> None:
     """Put the run's record into a checkpoint whose files are all written, then mark it."""
     write_record(checkpoint, record)
     (checkpoint / "README.md").unlink(missing_ok=True)  # peft's card tells where the base model lay
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    files = sorted(filter(Path.is_file, checkpoint.rglob("*")))
     sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
-    sizes.pop(COMPLETE, None)
     write_text_atomic(checkpoint / COMPLETE, json.dumps(sizes, indent=1) + "\n")
 
 
-def file_sizes(checkpoint: Path) -> dict[str, int]:
+def file_sizes(checkpoint: Path) -> dict[Path, int]:
     """Give the sizes in bytes that a complete checkpoint's files had; none for an older one."""
-    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
-    return json.loads(text) if text else {}
+    text = (checkpoint / COMPLETE).read_text(encoding="utf-8") or "{}"
+    return {checkpoint / name: size for name, size in json.loads(text).items()}
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
@@ -120,7 +125,7 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def build_record(args: GRPOConfig, model_args: ModelConfig, own: Mapping[str, object]) -> RunRecord:
-    """Put together the project's own settings, all of TRL's arguments, and the versions that run."""
+    """Join the project's own settings, all of TRL's arguments and the versions that run them."""
     packages = ("torch", "transformers", "trl", "accelerate", "datasets")
     record = {
         **own,

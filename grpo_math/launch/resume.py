@@ -1,4 +1,4 @@
-"""Whether a run starts, goes on or is finished, and after which steps it can be continued exactly."""
+"""Whether a run starts, goes on or is finished, and after which steps it can be continued."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from grpo_math.errors import JOB_STATUS, UsageError, first_line
 from grpo_math.files import hold
 from grpo_math.launch.processes import launched_processes
 from grpo_math.run_folder import (
+    COMPLETE,
     FINAL,
     FREE,
     IDENTITY,
@@ -40,10 +41,7 @@ PATIENCE = 150  # seconds for which a node that was lost may hold a lock
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: after `checkpoint`, or at its first step where that is None.
-
-    A run that is finished needs no step, and nothing more is to be done.
-    """
+    """How a run begins: after `checkpoint`, at its first step (None), or not, as it is finished."""
 
     record: RunRecord
     checkpoint: Path | None = None
@@ -52,14 +50,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Rhythm:
-    """How optimizer steps, generations of completions and epochs lie to each other, in micro-batches.
+    """How long optimizer steps, generations of completions and epochs are, in micro-batches.
 
-    TRL keeps completions in memory, not in checkpoints. So a run is continued exactly only after a
-    step at whose end a generation has been used up, as it always has at the end of an epoch.
+    No checkpoint holds the completions in use. So a run is continued exactly only after a step with
+    which they are used up, as they always are at the end of an epoch.
     """
 
-    step: int  # micro-batches of an optimizer step; an epoch's last one may have fewer
-    generation: int  # micro-batches for which completions are used
+    step: int  # an epoch's last one may be shorter
+    generation: int
     epoch: int
 
     @classmethod
@@ -67,12 +65,12 @@ class Rhythm:
         """Give the rhythm that TRL's arguments, resolved or not, make of the training questions."""
         a, step = arguments, arguments.gradient_accumulation_steps
         completions = a.per_device_train_batch_size * launched_processes()  # of a micro-batch
+        slices = a.steps_per_generation or step
         if a.generation_batch_size:
             slices = a.generation_batch_size // completions
-        else:
-            slices = a.steps_per_generation or step
+        generation = slices * a.num_iterations
         generations = questions * a.num_generations // (completions * slices)
-        return cls(step, slices * a.num_iterations, generations * slices * a.num_iterations)
+        return cls(step, generation, generations * generation)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,11 +78,11 @@ class Rhythm:
 
     @property
     def period(self) -> int:
-        """The steps from one that a run can be continued after to the next, within an epoch."""
+        """Count the steps from one where a run can be continued to the next, within an epoch."""
         return math.lcm(self.step, self.generation) // self.step
 
     def steps(self, max_steps: int, epochs: float) -> int:
-        """Give the number of steps that transformers makes for `--max_steps`, or else for epochs."""
+        """Count the steps that transformers makes for `--max_steps`, or else for epochs."""
         return max_steps if max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
 
     def is_exact(self, step: int) -> bool:
@@ -103,7 +101,7 @@ def open_run(record: RunRecord, rhythm: Rhythm, insist: bool, say: Callable[[str
     """
     folder = Path(record["arguments"]["output_dir"])
     if is_main_process():
-        _take(folder)
+        hold(folder / ".lock", PATIENCE if JOB_STATUS in os.environ else 0)
     old = read_record(folder)
     _check_same_run(folder, old, record)
     finished = is_complete(folder / FINAL)
@@ -144,17 +142,6 @@ def _choose_checkpoint(folder: Path, rhythm: Rhythm, say: Callable[[str], None])
         else:
             return path
     return None
-
-
-def _take(folder: Path) -> None:
-    """Make a run's folder, and make this process the only one that trains in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror
-        raise UsageError(f"--output_dir {folder}: could not be written ({reason})") from error
-    patience = PATIENCE if JOB_STATUS in os.environ else 0
-    hold(folder / ".lock", patience)
 
 
 def _check_same_run(folder: Path, old: RunRecord | None, record: RunRecord) -> None:
@@ -203,22 +190,20 @@ def _settings(record: RunRecord) -> dict[str, object]:
 
 def damage(checkpoint: Path) -> str | None:
     """Say what is wrong with a checkpoint's files, found without loading them; None if nothing."""
-    for name, size in file_sizes(checkpoint).items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name}: is missing"
-        if path.stat().st_size < size:
-            return f"{name}: has {path.stat().st_size} bytes of the {size} that were written"
-    for path in sorted(checkpoint.rglob("*")):
-        try:
-            _look_into(path)
-        except Exception as error:  # each format has errors of its own
-            return f"{path.relative_to(checkpoint)}: {first_line(error)}"
+    path = checkpoint / COMPLETE
+    try:
+        sizes = file_sizes(checkpoint)
+        for path in sorted({*sizes, *checkpoint.rglob("*")}):
+            _look_into(path, sizes.get(path, 0))
+    except Exception as error:  # each format has errors of its own
+        return f"{path.relative_to(checkpoint)}: {first_line(error)}"
     return None
 
 
-def _look_into(path: Path) -> None:
+def _look_into(path: Path, size: int) -> None:
     """Read as much of a file as shows that nothing is missing. Raises what its format does."""
+    if path.stat().st_size < size:
+        raise ValueError(f"has {path.stat().st_size} bytes of the {size} that were written")
     if path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix == ".safetensors":

@@ -13,33 +13,26 @@ from types import FrameType
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 from grpo_math.errors import tell_job
 from grpo_math.files import write_text_atomic
-from grpo_math.run_folder import (
-    RunRecord,
-    checkpoint_step,
-    checkpoints,
-    is_complete,
-    mark_complete,
-)
+from grpo_math.run_folder import RunRecord, checkpoint_step, complete_checkpoints, mark_complete
 
 METRICS = "metrics.jsonl"
+Logs = dict[str, float]
 
 
 class MetricsFile(TrainerCallback):
-    """Append every logged step to `metrics.jsonl`.
-
-    A continued run drops the rows of steps that it makes again.
-    """
+    """Append every logged step to `metrics.jsonl`; drop the rows of steps that are made again."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
         if not state.is_world_process_zero or not self.path.exists():
             return
         kept = []
@@ -52,15 +45,8 @@ class MetricsFile(TrainerCallback):
                 kept.append(line + "\n")
         write_text_atomic(self.path, "".join(kept))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        if not state.is_world_process_zero or not logs:
+    def on_log(self, args: Args, state: State, control: Control, logs: Logs, **_: object) -> None:
+        if not state.is_world_process_zero:
             return
         row = {"step": state.global_step, "time": round(time.time(), 3), **logs}
         with self.path.open("a", encoding="utf-8") as file:
@@ -70,20 +56,11 @@ class MetricsFile(TrainerCallback):
 class StepPrinter(TrainerCallback):
     """Print a line per logged step, as a batch job's log cannot show a progress bar."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
         self.started, self.first_step = time.time(), state.global_step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        if not state.is_world_process_zero or not logs or "reward" not in logs:
+    def on_log(self, args: Args, state: State, control: Control, logs: Logs, **_: object) -> None:
+        if not state.is_world_process_zero or "reward" not in logs:
             return
         parts = [f"step {state.global_step}/{state.max_steps}", f"reward {logs['reward']:.3f}"]
         for key, value in logs.items():
@@ -119,50 +96,36 @@ class CompleteCheckpoints(TrainerCallback):
         self.due = self.has_said = False
         self.saved: int | None = None  # the step of the last checkpoint of this process
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
         state.compute_steps(args, state.max_steps)  # or the checkpoint's --save_steps would count
-        exact = filter(self.is_exact, range(state.max_steps, -1, -1))
-        self.last = next(exact)
+        self.last = next(filter(self.is_exact, range(state.max_steps, -1, -1)))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        is_last = state.global_step == self.last and args.save_strategy != "no"
+    def on_step_end(self, args: Args, state: State, control: Control, **_: object) -> None:
+        step = state.global_step
+        is_last = step == self.last and args.save_strategy != "no"
         self.due |= control.should_save or is_last
-        control.should_save = self.due and self.is_exact(state.global_step)
-        if control.should_save:
-            self.due = False
-        elif self.due:
-            self._say_moved(state)
+        control.should_save = self.due and self.is_exact(step)
+        if self.due and not control.should_save and not self.has_said:
+            self.has_said = True
+            when = "before them" if step > self.last else "when they are used up"
+            self.say(
+                f"note: no checkpoint after step {step}, whose completions are still in use: it is "
+                f"written {when}, where a run can be continued exactly"
+            )
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **_: object) -> None:
         is_new = state.global_step != self.saved
         control.should_save &= is_new and self.is_exact(state.global_step)
 
-    def _say_moved(self, state: TrainerState) -> None:
-        if not self.has_said:
-            self.has_said = True
-            when = "before them" if state.global_step > self.last else "when they are used up"
-            self.say(
-                f"note: no checkpoint after step {state.global_step}, whose completions are still "
-                f"in use: it is written {when}, where a run can be continued exactly"
-            )
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        self.saved = state.global_step
+    def on_save(self, args: Args, state: State, control: Control, **_: object) -> None:
+        self.saved, self.due = state.global_step, False
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
         mark_complete(self.run_dir / f"checkpoint-{state.global_step}", self.record)
         tell_job("saved")
         if self.keep and self.keep > 0:
-            complete = filter(is_complete, checkpoints(self.run_dir))
+            complete = complete_checkpoints(self.run_dir)
             earlier = [path for path in complete if checkpoint_step(path) <= state.global_step]
             for path in earlier[: -self.keep]:
                 shutil.rmtree(path)
@@ -186,21 +149,15 @@ class StopSignal(TrainerCallback):
             raise SystemExit(128 + number)  # nothing to save yet
         self.received = True
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
         self.training = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **_: object) -> None:
         if not self.is_exact(state.global_step) or state.global_step >= state.max_steps:
             return
         if reduce(torch.tensor(float(self.received), device=args.device)).item():
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **_: object) -> None:
         # Python takes its own handlers away at exit, and then USR1 would kill.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
