@@ -12,6 +12,7 @@ from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.launch.training_data import TrainingData
 from grpo_math.models.loading import Loading, load_tokenizer
 from grpo_math.models.source import ModelSource
+from transformers import AutoConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conftest import STARTER, script, write_jsonl
@@ -35,6 +36,7 @@ MACHINE = {"bf16": False, "attn_implementation": "sdpa"}
         ("--config r.yaml --model_name_or_path mine", "mine"),
         ("--model_name_or_path=mine --config r.yaml", "mine"),
         ("--model_name_or_path mine", "mine"),
+        ("--model-name-or-path=mine --config r.yaml", "mine"),
         ("mine --model_name_or_path mine --config r.yaml", "mine"),
         ("--model_name_or_path one --model_name_or_path two", "two"),
         ("--max_steps 3", None),
@@ -49,7 +51,12 @@ def test_the_model_that_the_command_line_names_is_the_one_that_is_trained(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "words", ["mine --model_name_or_path other", "mine --config r.yaml --model_name_or_path=other"]
+    "words",
+    [
+        "mine --model_name_or_path other",
+        "mine --config r.yaml --model_name_or_path=other",
+        "mine --max_steps 1 --model-name-or-path other",
+    ],
 )
 def test_two_models_are_refused(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
@@ -90,6 +97,7 @@ def recorded(**record):
             {"thinking": 2},
             "chat template with {'thinking': 2}",
         ),
+        ("""--chat-template-kwargs={"a-b":2}""", recorded(), "answer_tag", {"a-b": 2}, "with {'a-b': 2}"),
         ("--chat_template_kwargs {}", recorded(arguments={"chat_template_kwargs": {"a": 1}}), "answer_tag", {}, "task"),
     ],
 )
@@ -136,7 +144,10 @@ def thinks(tmp_path_factory):
 @pytest.mark.parametrize("template", [{}, {"enable_thinking": False}])
 def test_every_prompt_is_made_with_the_template_arguments(thinks, template):
     data = TrainingData(ROWS[:8], ROWS[8:])
-    asking, model = Asking(get_style("answer_tag"), template), Model(recorded(), None, thinks)
+    asking, model = (
+        Asking(get_style("answer_tag"), template),
+        Model(recorded(), AutoConfig.from_pretrained(STARTER), thinks),
+    )
     questions = build_questions(data, asking, model)
     options = parse_options(["m", "--use_vllm", "true", "--max_completion_length", "10"], "")
     facts = collect_facts(model, asking, questions, "arithmetic")

@@ -108,6 +108,7 @@ def parse_options(argv: list[str], doc: str) -> Options:
     Raises:
         UsageError: the recipe cannot be read, a flag has no usable value, or two models are named.
     """
+    argv = [_spelled(word) for word in argv]
     parser = _own_parser(doc)
     config = _config_path(argv)
     recipe = _read_recipe(config) if config else {}
@@ -125,6 +126,14 @@ def parse_options(argv: list[str], doc: str) -> Options:
     model = first or flag or recipe.get("model_name_or_path")
     trl_recipe = {key: value for key, value in recipe.items() if key not in own}
     return Options(**values, model=model, recipe=trl_recipe, rest=rest)
+
+
+def _spelled(word: str) -> str:
+    """Spell a flag with underscores; transformers takes dashes as well."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -151,7 +151,7 @@ def collect_facts(model: Model, asking: Asking, questions: Questions, task: str)
         name=f"{model.source.name}-{task}",
         path=model.source.path,
         longest_prompt=questions.longest_prompt,
-        context=getattr(model.config, "max_position_embeddings", None),
+        context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         stop=asking.stop(model.tokenizer),
         template=asking.template,
     )
