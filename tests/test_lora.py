@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from grpo_math.errors import UsageError
+from grpo_math.generation.vllm_backend import adapter_options
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.models.loading import Loading, load_weights
@@ -88,6 +89,17 @@ def test_a_checkpoint_answers_as_the_model_that_was_trained(kind, tmp_path):
     loaded.save_pretrained(tmp_path / "whole")
     whole = load_weights(resolve_model(str(tmp_path / "whole")), Loading(), torch.float32)
     assert torch.equal(logits(whole), logits(loaded))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_evaluator_with_vllm_takes_what_vllm_runs_as_trained(kind, tmp_path):
+    """And makes room for a rank that vLLM has no size for; of all others it says how to merge them."""
+    trained(kind).save_pretrained(tmp_path)
+    if kind in ("plain", "rank-stabilised"):
+        assert adapter_options(tmp_path) == {"enable_lora": True, "max_lora_rank": 8}
+    else:
+        with pytest.raises(UsageError, match=r"vLLM cannot load an adapter with .*; export_model\.py"):
+            adapter_options(tmp_path)
 
 
 def test_the_sum_is_rounded_once():

@@ -139,6 +139,31 @@ def test_a_colocated_engine_follows_the_weights(data, tmp_path):
             assert measured[step][key] == pytest.approx(share, abs=3 / 150), (step, key)
 
 
+# A script on a machine where vLLM finds no device, as its build for GPUs finds none without one.
+NO_DEVICE = """
+import runpy, sys
+import vllm.platforms
+from vllm.platforms.interface import UnspecifiedPlatform
+vllm.platforms._current_platform = UnspecifiedPlatform()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate_gsm8k.py", STARTER, "--data"],
+        ["train_grpo.py", STARTER, "--use_vllm", "true", "--eval_size", 20, "--output_dir", "run", "--train_data"],
+    ],
+)
+def test_vllm_without_a_device_is_one_line(data, tmp_path, command):
+    words = [sys.executable, "-c", NO_DEVICE, ROOT / command[0], *command[1:], data]
+    done = subprocess.run([str(word) for word in words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "its build for GPUs is installed, and no GPU is seen here; use evaluate_gsm8k_no_vllm.py" in done.stderr
+
+
 # Trains with the project's script, and writes what became of the frozen weights and what the engine holds.
 WATCHED = """
 import json, runpy, sys

@@ -49,7 +49,7 @@ class VllmBackend:
         from transformers import GenerationConfig
 
         path, revision = whole_model(source, loading)
-        adapter = {} if path == source.path else _adapter_options(Path(source.path))
+        adapter = {} if path == source.path else adapter_options(Path(source.path))
         _set_environment(options.tensor_parallel_size, torch.cuda.is_available())
         check_device()
         from vllm import LLM
@@ -195,7 +195,7 @@ def _set_environment(tensor_parallel_size: int, gpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def _adapter_options(folder: Path) -> dict[str, object]:
+def adapter_options(folder: Path) -> dict[str, object]:
     """Give vLLM's arguments for an adapter.
 
     Raises:
