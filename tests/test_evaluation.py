@@ -12,7 +12,7 @@ from grpo_math.data.prompts import Asking, build_prompt
 from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
 from grpo_math.evaluation.evaluate import evaluate
-from grpo_math.evaluation.identity import DIGESTS, tokenizer_digest
+from grpo_math.evaluation.identity import DIGESTS, tokenizer_digest, unrecorded
 from grpo_math.evaluation.options import argument_parser
 from grpo_math.evaluation.results import ResultsFile, read_graded, summarize
 from grpo_math.generation.transformers_backend import TransformersBackend
@@ -283,8 +283,10 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("complete", [True, False])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "complete"),
+    [*((name, True) for name in FILES), ("chat template", False), ("weights of the base", False)],
+)
 def test_an_evaluation_of_other_files_is_refused(copy, name, complete):
     if not complete:
         change_json(copy / "evals/e.json", results=None)
@@ -333,11 +335,12 @@ def test_the_same_evaluation_is_known_whatever_its_files_are_called(copy, monkey
     assert "finished already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("missing", DIGESTS)
-def test_an_evaluation_of_an_earlier_version_is_refused_and_compared(copy, missing):
+def test_an_evaluation_of_an_earlier_version_is_refused_and_compared(copy):
     """One whose record lacks a digest, and whose rows say `answer`."""
-    settings = recorded(copy)
-    del settings[missing]
+    for missing in DIGESTS:
+        settings = recorded(copy)
+        del settings[missing]
+        assert unrecorded(settings, recorded(copy)) == [missing]
     change_json(copy / "evals/e.json", settings=settings)
     rows = [row for _, row in read_graded(copy / "evals/e.jsonl")]
     for row in rows:
