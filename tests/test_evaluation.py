@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -14,12 +15,14 @@ from grpo_math.errors import UsageError
 from grpo_math.evaluation.evaluate import evaluate
 from grpo_math.evaluation.identity import DIGESTS, tokenizer_digest, unrecorded
 from grpo_math.evaluation.options import argument_parser
+from grpo_math.evaluation.progress import Live
 from grpo_math.evaluation.results import ResultsFile, read_graded, summarize
 from grpo_math.generation.transformers_backend import TransformersBackend
 from grpo_math.terminal import printable
 from transformers import AutoTokenizer
 
 from conftest import STARTER, kill_after, read_rows, script, write_jsonl
+from terminal import Terminal
 
 QUESTIONS = 120
 
@@ -399,3 +402,36 @@ def test_a_tokenizer_is_the_same_after_it_was_used():
     before = tokenizer_digest(tokenizer)
     tokenizer(["one", "one and two"], padding=True, truncation=True, max_length=2)
     assert tokenizer_digest(tokenizer) == before == tokenizer_digest(AutoTokenizer.from_pretrained(STARTER))
+
+
+def test_a_log_hears_of_a_batch_that_is_still_at_work(copy, monkeypatch, capsys):
+    monkeypatch.setattr("grpo_math.evaluation.progress.EVERY", 0.02)
+    write_jsonl(copy / "more.jsonl", [{"question": f"What is {i} plus 4?", "answer": i + 4} for i in range(80)])
+    evaluate_here(copy, "--data", copy / "more.jsonl", "--name", "more", "--max_tokens", 24)
+    said = capsys.readouterr().out
+    lines = re.findall(r"^  (\d+)/160 completions  [\d,]+ tokens/s  \d+ s, (?:\d+ s|\?) left$", said, re.M)
+    counts = list(map(int, lines))
+    assert counts == sorted(counts) and any(0 < count < 160 for count in counts), said
+    assert len(re.findall("questions  strict so far", said)) == 1, "all that in one batch"
+
+
+def test_a_terminal_shows_a_bar(data, tmp_path):
+    terminal = Terminal(command(data, "--name", "t", "--max_tokens", 40), tmp_path, columns=100)
+    terminal.wait_for(r"\d+/120 completions .* tokens/s", timeout=120)
+    assert terminal.leave(60) == 0
+    shown = "\n".join(terminal.rows())
+    assert (
+        "120/120 questions  strict so far" in shown
+        and "completions" not in shown.partition("rows in")[0].partition("120 questions x 1 completions")[0]
+    )
+
+
+def test_progress_counts_what_was_there_and_what_was_begun_anew():
+    live = Live(total=10, before=4)
+    live(2, 20)
+    live(3, 30)
+    assert live.line().startswith("  9/10 completions") and live.tokens == 50
+    live(4, 40)  # the batch is begun anew after a lack of memory
+    assert live.line().startswith("  10/10 completions") and live.line().endswith(" 0 s left")
+    live.saved(4, 45)
+    assert live.line().startswith("  8/10 completions") and live.tokens == 45

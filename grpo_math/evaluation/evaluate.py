@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ from grpo_math.evaluation.identity import (
     versions,
 )
 from grpo_math.evaluation.options import check_arguments
+from grpo_math.evaluation.progress import Live
 from grpo_math.evaluation.reporting import analysis, result_lines
-from grpo_math.evaluation.results import GradedRow, ResultsFile
+from grpo_math.evaluation.results import GradedRow, ResultsFile, column
 from grpo_math.files import write_text_atomic
 from grpo_math.generation.backend import Backend, Completion, EngineOptions, Sampling, check_context
 from grpo_math.models.fingerprint import model_identity
@@ -93,6 +93,7 @@ def evaluate(args: argparse.Namespace, backend_class: type[Backend]) -> None:
     file = ResultsFile(path, settings, {"versions": versions(backend_class.packages)})
     warn_of_repeated(args.data, questions.rows)
     if file.results is None:
+        print(f"loading {source.path}", flush=True)
         longest = longest_prompt + args.max_tokens
         backend = backend_class(source, loading, tokenizer, longest, options)
         file.begin()
@@ -160,29 +161,38 @@ def run_batches(
     asked = sum(map(len, batches[:complete]))
     if complete:
         print(f"{file.path}: going on after {asked} of {len(rows)} questions")
-    started, tokens, right, graded = time.time(), 0, 0, 0
-    for number, batch in enumerate(batches[complete:], start=complete):
-        seeded = replace(sampling, seed=sampling.seed + number)
-        completions = backend.generate([prompts[i] for i in batch], seeded)
-        new = []
-        for i, samples in zip(batch, completions, strict=True):
-            prompt = backend.tokenizer.decode(prompts[i])
-            for sample, completion in enumerate(samples):
-                new.append(graded_row(rows[i], prompt, sample, completion, questions.asking))
-        file.append(new)
-        asked += len(batch)
-        tokens += sum(row["tokens"] for row in new)
-        right += sum(row["strict"] for row in new)
-        graded += len(new)
-        seconds = time.time() - started
-        print(
-            f"{asked}/{len(rows)} questions  strict so far {right / graded:.1%}  "
-            f"{tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
-            flush=True,
-        )
-    speed = round(tokens / (time.time() - started), 1)
+    right = graded = 0
+    with Live(len(rows) * sampling.n, asked * sampling.n) as live:
+        for number, batch in enumerate(batches[complete:], start=complete):
+            seeded = replace(sampling, seed=sampling.seed + number)
+            completions = backend.generate([prompts[i] for i in batch], seeded, live)
+            new = graded_rows(backend, questions, batch, completions)
+            file.append(new)
+            asked += len(batch)
+            right += sum(column(new, "strict"))
+            graded += len(new)
+            live.saved(graded, sum(column(new, "tokens")))
+            so_far = f"{asked}/{len(rows)} questions  strict so far {right / graded:.1%}"
+            print(f"{so_far}  {live.speed()}  {live.seconds():.0f} s", flush=True)
+    speed = round(live.tokens / live.seconds(), 1)
     finished = file.finish([row["id"] for row in rows], {"tokens_per_second": speed})
     write_text_atomic(analysis_path(file.path), analysis(file.info, finished))
+
+
+def graded_rows(
+    backend: Backend,
+    questions: Questions,
+    batch: list[int],
+    completions: list[list[Completion]],
+) -> list[GradedRow]:
+    """Grade the completions of some questions, which are given by their numbers."""
+    new = []
+    for number, samples in zip(batch, completions, strict=True):
+        prompt = backend.tokenizer.decode(questions.prompts[number])
+        for sample, completion in enumerate(samples):
+            row = questions.rows[number]
+            new.append(graded_row(row, prompt, sample, completion, questions.asking))
+    return new
 
 
 def graded_row(
