@@ -36,13 +36,14 @@ from grpo_math.launch.tracking import identify_run
 from grpo_math.launch.training_data import load_training_data
 from grpo_math.launch.vllm_server import ServerWatch, server_url, wait_for_server
 from grpo_math.models.lora import check_adapter
-from grpo_math.rewards.build import build_rewards
+from grpo_math.rewards.build import build_rewards, graded_place
 from grpo_math.run_folder import FINAL, mark_complete, write_record
 from grpo_math.terminal import is_main_process, say
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from grpo_math.training.sampling import InformativeDraws
     from grpo_math.training.trainer import MathGRPOTrainer
 
 
@@ -137,7 +138,9 @@ def build_trainer(
     args, questions, run_dir = plan.args, plan.questions, Path(plan.args.output_dir)
     if vllm_mode(args) == "colocate":
         prepare_training_engine(args)
+    draws = choose_draws(plan, options)
     trainer = MathGRPOTrainer(
+        draws=draws,
         baseline=options.advantage != "no_baseline",
         skip_zero_advantage=options.skip_zero_advantage,
         model=plan.model.source.path,
@@ -147,7 +150,7 @@ def build_trainer(
         processing_class=plan.model.tokenizer,
         quantization_config=get_quantization_config(plan.model_args),
         peft_config=get_peft_config(plan.model_args),
-        callbacks=[MetricsFile(run_dir), StepPrinter(), *callbacks],
+        callbacks=[MetricsFile(run_dir), StepPrinter(), *filter(None, [draws]), *callbacks],
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
@@ -158,6 +161,17 @@ def build_trainer(
         watch = ServerWatch(server_url(args), args.vllm_server_timeout)
         watch.start(trainer.vllm_generation)
     return trainer
+
+
+def choose_draws(plan: Plan, options: Options) -> InformativeDraws | None:
+    """Draw questions by what they can teach, where that is asked for."""
+    from grpo_math.training.sampling import InformativeDraws
+
+    questions, place = plan.questions, graded_place(options.reward_funcs)
+    if questions.rates is None or place is None:
+        return None
+    ids, group = questions.dataset["id"], plan.args.num_generations
+    return InformativeDraws(list(ids), questions.rates, place, group, plan.args.seed)
 
 
 def save_final(trainer: MathGRPOTrainer, plan: Plan) -> Path:

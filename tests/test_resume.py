@@ -53,6 +53,8 @@ SHAPES = {
         *("--save_steps", 0.2),
     ],
 }
+SHAPES["informative"] = [*SHAPES["sliced"], "--question_sampling", "informative"]
+SHAPES["informative"] += ["--reward_funcs", "accuracy_lenient", "stopper.steady"]
 LORA = ["--use_peft", "true", "--lora_r", 4, "--lora_target_modules", "all-linear", "--lora_dropout", 0.1]
 # Runs train_grpo.py again and again in one process. Of each run: its arguments, and the step in which the
 # reward function asks it to stop, as a batch system would. "remove" removes a folder.

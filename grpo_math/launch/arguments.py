@@ -19,7 +19,8 @@ import yaml
 
 from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
-from grpo_math.launch.training_data import DataOptions, add_data_flags
+from grpo_math.launch.training_data import QUESTION_SAMPLING, DataOptions, add_data_flags
+from grpo_math.rewards.build import graded_place
 from grpo_math.rewards.functions import REGISTRY
 
 if TYPE_CHECKING:
@@ -125,7 +126,22 @@ def parse_options(argv: list[str], doc: str) -> Options:
         raise UsageError(f"MODEL {first} and --model_name_or_path {flag}: give one of the two")
     model = first or flag or recipe.get("model_name_or_path")
     trl_recipe = {key: value for key, value in recipe.items() if key not in own}
-    return Options(**values, model=model, recipe=trl_recipe, rest=rest)
+    options = Options(**values, model=model, recipe=trl_recipe, rest=rest)
+    _check_sampling(options)
+    return options
+
+
+def _check_sampling(options: Options) -> None:
+    chosen = options.question_sampling
+    if chosen not in QUESTION_SAMPLING:
+        raise UsageError(
+            f"--question_sampling {chosen}: must be one of {', '.join(QUESTION_SAMPLING)}"
+        )
+    if chosen == "informative" and graded_place(options.reward_funcs) is None:
+        raise UsageError(
+            "--question_sampling informative: learns from accuracy what the model can do; add "
+            "accuracy or accuracy_lenient to --reward_funcs"
+        )
 
 
 def _spelled(word: str) -> str:

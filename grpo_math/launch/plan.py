@@ -46,13 +46,15 @@ class Model:
 class Questions:
     """What is asked: the training set, and the held-out rows with their prompts as token ids.
 
-    `longest_prompt` is that of both, in tokens.
+    `longest_prompt` is that of both, in tokens. `rates` are known pass rates, by id, where
+    questions are drawn by what they can teach, else None.
     """
 
     dataset: Dataset
     held_out: list[Row]
     held_out_prompts: list[list[int]]
     longest_prompt: int
+    rates: dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def build_questions(data: TrainingData, asking: Asking, model: Model) -> Questio
     held_out_ids = asking.token_ids(held_out, model.tokenizer)
     all_ids = asking.token_ids(prompts, model.tokenizer) + held_out_ids
     longest = max(map(len, all_ids))
-    return Questions(build_dataset(data.rows, prompts), data.held_out, held_out_ids, longest)
+    return Questions(
+        build_dataset(data.rows, prompts), data.held_out, held_out_ids, longest, data.rates
+    )
 
 
 def build_dataset(rows: list[Row], prompts: list[Prompt]) -> Dataset:

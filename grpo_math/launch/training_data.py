@@ -12,10 +12,12 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty
+from grpo_math.data.difficulty import MAX_PASS, MIN_PASS, choose_by_difficulty, pass_rates
 from grpo_math.data.rows import fingerprint, load_rows
 from grpo_math.data.tasks import Row
 from grpo_math.errors import UsageError
+
+QUESTION_SAMPLING = ("uniform", "informative")
 
 
 @dataclass(kw_only=True)
@@ -29,6 +31,7 @@ class DataOptions:
     difficulty: str | None = None
     min_pass: float | None = None
     max_pass: float | None = None
+    question_sampling: str = "uniform"
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +48,23 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     text = "share of right answers with --difficulty (default:"
     add("--min_pass", type=float, metavar="SHARE", help=f"least {text} {MIN_PASS})")
     add("--max_pass", type=float, metavar="SHARE", help=f"greatest {text} {MAX_PASS})")
+    text = "informative: ask more often what the model is expected to solve sometimes, which is "
+    text += "learned while it trains, starting from --difficulty (default: uniform)"
+    add("--question_sampling", choices=QUESTION_SAMPLING, default="uniform", help=text)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on and rows held out; what to record of them, and lines for a person."""
+    """Rows to train on and rows held out; what to record of them, and lines for a person.
+
+    `rates` are pass rates by id that informative draws start from; None where draws are uniform.
+    """
 
     rows: list[Row]
     held_out: list[Row]
     record: dict[str, object] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    rates: dict[str, float] | None = None
 
 
 def load_training_data(options: DataOptions) -> TrainingData:
@@ -82,25 +92,37 @@ def load_training_data(options: DataOptions) -> TrainingData:
             line += f"; {len(rows) - len(kept):,} of the training data are not trained on"
         lines.append(line)
         rows = kept
+    rates = None
+    if options.question_sampling == "informative":
+        rates = _known_rates(rows, options.difficulty)
+        record["question_sampling"] = options.question_sampling
+        lines.append(f"questions    drawn by what they can teach; {len(rates):,} of them are known")
     least, most = options.min_pass, options.max_pass
-    if options.difficulty:
-        least = MIN_PASS if least is None else least
-        most = MAX_PASS if most is None else most
-        chosen = choose_by_difficulty(rows, options.difficulty, least, most)
-        rows = chosen.rows
-        record["difficulty"] = {
-            "path": options.difficulty,
-            "sha256": fingerprint(options.difficulty),
-            "min_pass": least,
-            "max_pass": most,
-            "rows": len(rows),
-        }
-        lines.append(f"difficulty   {chosen.line(options.difficulty)}")
-    elif least is not None or most is not None:
+    bounded = least is not None or most is not None
+    if bounded and not options.difficulty:
         raise UsageError(
             "--min_pass and --max_pass: need --difficulty, the evaluation that they are about"
         )
-    return TrainingData(rows, held_out, record, lines)
+    if options.difficulty:
+        measured: dict[str, object] = {"path": options.difficulty}
+        measured["sha256"] = fingerprint(options.difficulty)
+        if bounded or rates is None:
+            least = MIN_PASS if least is None else least
+            most = MAX_PASS if most is None else most
+            chosen = choose_by_difficulty(rows, options.difficulty, least, most)
+            rows = chosen.rows
+            measured |= {"min_pass": least, "max_pass": most, "rows": len(rows)}
+            lines.append(f"difficulty   {chosen.line(options.difficulty)}")
+        record["difficulty"] = measured
+    return TrainingData(rows, held_out, record, lines, rates)
+
+
+def _known_rates(rows: list[Row], difficulty: str | None) -> dict[str, float]:
+    """Give the pass rates, by id, that an evaluation has measured of the rows."""
+    if difficulty is None:
+        return {}
+    ids = {row["id"] for row in rows}
+    return {row_id: rate for row_id, rate in pass_rates(difficulty).items() if row_id in ids}
 
 
 def _held_out(rows: list[Row], options: DataOptions) -> tuple[list[Row], str]:

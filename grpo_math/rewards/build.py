@@ -61,6 +61,12 @@ def build_rewards(
     return rewards
 
 
+def graded_place(specs: list[str]) -> int | None:
+    """Give the place, among the reward functions, of the first that says what is right."""
+    places = [place for place, spec in enumerate(specs) if _name(spec) in GRADED]
+    return places[0] if places else None
+
+
 def _name(spec: str) -> str:
     return spec.partition(":")[0]
 

@@ -47,7 +47,7 @@ from grpo_math.training.regroup import (
     shares_of,
     trained,
 )
-from grpo_math.training.sampling import EpochSampler
+from grpo_math.training.sampling import EpochSampler, InformativeDraws
 from grpo_math.training.step_metrics import StepMetrics
 from grpo_math.training.vllm_weights import LoraGeneration
 
@@ -67,6 +67,7 @@ class MathGRPOTrainer(GRPOTrainer):
 
     baseline: whether advantages are rewards less a baseline, or the rewards themselves.
     skip_zero_advantage: whether completions without a gradient stay out, where that is exact.
+    draws: which questions to ask, where that is by what they can teach.
     `notes` says in lines for the user what is skipped and packed, or why nothing is.
     """
 
@@ -74,9 +75,15 @@ class MathGRPOTrainer(GRPOTrainer):
     vllm_generation: VLLMGeneration
 
     def __init__(
-        self, *args: Any, baseline: bool = True, skip_zero_advantage: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        baseline: bool = True,
+        skip_zero_advantage: bool = True,
+        draws: InformativeDraws | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.draws = draws
         if self.use_vllm and isinstance(self.model, PeftModel):
             self.vllm_generation = LoraGeneration.of(self.vllm_generation)
         self.baseline = baseline
@@ -156,7 +163,12 @@ class MathGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         positions = super()._get_train_sampler(dataset)
-        return EpochSampler(positions, lambda: int(self.state.epoch or 0))
+        if self.draws:
+            return self.draws.sampler(positions, self._epochs_finished)
+        return EpochSampler(positions, self._epochs_finished)
+
+    def _epochs_finished(self) -> int:
+        return int(self.state.epoch or 0)
 
     def _run_epoch(self, **arguments: Any) -> None:
         """Make no step beyond the last; transformers makes one when it continues from the last."""
@@ -381,9 +393,12 @@ class MathGRPOTrainer(GRPOTrainer):
 
     # Rewards, advantages and vLLM's importance ratios.
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *answers: Any) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, *answers)
         self._rewards = rewards  # (completions of all processes, functions)
+        if self.draws and self.model.training:
+            for name, value in self.draws.observe(inputs, rewards).items():
+                self._metrics["train"][name].append(value)
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, object]]) -> Batch:
