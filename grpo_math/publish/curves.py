@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from grpo_math.errors import UsageError
@@ -59,12 +60,12 @@ class Accuracy(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A metric of a run, ready to be drawn."""
+    """A metric of a run, ready to be drawn; `colour` and `style` count from 0."""
 
     label: str
-    colour: str
-    style: str
-    steps: list[int]
+    colour: int
+    style: int
+    steps: list[float]
     values: list[float]
 
 
@@ -92,8 +93,9 @@ def read_run(folder: Path) -> Run:
     if not rows:
         raise UsageError(f"{path}: no training step has been logged yet")
     add_throughput(rows)
-    asked = (read_record(folder) or {}).get("eval_data")
-    data = f"{asked['questions']} of {asked['path']}" if asked else "held out"
+    data = "held out"
+    if asked := (read_record(folder) or {}).get("eval_data"):
+        data = f"{asked['questions']} of {asked['path']}"
     return Run(folder.resolve().name, rows, list(_held_out(logged, data)))
 
 
@@ -105,9 +107,9 @@ def _metrics(row: Metrics, where: str) -> Metrics:
 
 
 def _held_out(logged: list[Metrics], data: str) -> Iterator[Accuracy]:
-    keys = [f"eval_accuracy{bound}" for bound in ("", "_low", "_high")]
     for row in logged:
-        value, low, high = (row.get(key) for key in keys)
+        value, low = row.get("eval_accuracy"), row.get("eval_accuracy_low")
+        high = row.get("eval_accuracy_high")
         if value is not None and low is not None and high is not None:
             yield Accuracy(int(row["step"] or 0), value, low, high, data)
 
@@ -158,8 +160,10 @@ def add_evaluation(run: Run, folder: Path, path: Path) -> tuple[Measured, Place]
 
 def matching(rows: Iterable[Metrics], patterns: tuple[str, ...]) -> list[str]:
     """List the metrics that a panel shows, in its patterns' order, each with a value somewhere."""
-    keys = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
-    return [key for pattern in patterns for key in keys if Path(key).match(pattern)]
+    names: dict[str, None] = {}  # in the order in which they were logged
+    for row in rows:
+        names.update((name, None) for name, value in row.items() if value is not None)
+    return [name for pattern in patterns for name in names if Path(name).match(pattern)]
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -168,8 +172,7 @@ def smooth(values: list[float]) -> list[float]:
     means = []
     for place, value in enumerate(values):
         near = filter(math.isfinite, values[max(0, place - half) : place + half + 1])
-        found = list(near) if math.isfinite(value) else [math.nan]
-        means.append(sum(found) / len(found))
+        means.append(fmean(near) if math.isfinite(value) else math.nan)
     return means
 
 
@@ -183,7 +186,8 @@ def draw(runs: list[Run], columns: int = 3) -> Figure:
 
     matplotlib.rcParams["text.parse_math"] = False  # a `$` in a name is a `$`
     panels = {title: list(_lines(title, runs)) for title in PANELS}
-    shown = [title for title in PANELS if panels[title] or (title == HELD_OUT and _any(runs))]
+    held_out = list(filter(None, (run.accuracies for run in runs)))
+    shown = [title for title in PANELS if panels[title] or (title == HELD_OUT and held_out)]
     rows = math.ceil(len(shown) / columns)
     longest = max(len(lines) for lines in panels.values())
     legend = LEGEND_LINE * longest if longest > LEGEND_INSIDE else 0
@@ -192,34 +196,29 @@ def draw(runs: list[Run], columns: int = 3) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, title in zip(axes.flat, shown, strict=False):
         if title == HELD_OUT:
-            _draw_accuracies(axis, runs)
+            title = _draw_accuracies(axis, runs)
         else:
-            _draw_panel(axis, title, panels[title])
+            _draw_lines(axis, panels[title])
+        _finish(axis, title)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     figure.suptitle(", ".join(run.name for run in runs))
     return figure
 
 
-def _any(runs: list[Run]) -> bool:
-    return any(run.accuracies for run in runs)
-
-
 def _lines(title: str, runs: list[Run]) -> Iterator[Line]:
     """Give a panel's lines; a metric has one style in all runs, whichever a run logged first."""
     keys = matching((row for run in runs for row in run.rows), PANELS[title])
-    alone = len(runs) == 1
     for number, run in enumerate(runs):
         for place, key in enumerate(keys):
-            points = [(row["step"], row[key]) for row in run.rows if row.get(key) is not None]
-            if not points:
+            logged = [row for row in run.rows if row.get(key) is not None]
+            if not logged:
                 continue
-            steps, values = zip(*points, strict=True)
-            colour = place if alone else number
-            style = place // COLOURS if alone else place
-            name = " ".join(filter(None, ("" if alone else run.name, _part(key))))
-            looks = f"C{colour % COLOURS}", LINE_STYLES[style % len(LINE_STYLES)]
-            yield Line(name, *looks, list(steps), list(values))
+            steps, values = ([row[name] or 0.0 for row in logged] for name in ("step", key))
+            if len(runs) == 1:
+                yield Line(_part(key), place, place // COLOURS, steps, values)
+            else:
+                yield Line(f"{run.name} {_part(key)}".strip(), number, place, steps, values)
 
 
 def _part(key: str) -> str:
@@ -229,39 +228,36 @@ def _part(key: str) -> str:
     return key.rpartition("_")[2] if key.startswith("completions/mean_length_") else ""
 
 
-def _draw_panel(axis: Axes, title: str, lines: list[Line]) -> None:
-    for line in lines:
-        finite = [value if math.isfinite(value) else math.nan for value in line.values]
-        axis.plot(line.steps, finite, color=line.colour, alpha=0.25, linewidth=0.8)
-        smoothed = smooth(line.values)
-        axis.plot(line.steps, smoothed, color=line.colour, linestyle=line.style, label=line.label)
-    if title.startswith("Share"):
-        axis.set_ylim(-0.02, 1.02)
-    _finish(axis, title)
+def _draw_lines(axis: Axes, lines: list[Line]) -> None:
+    for label, number, place, steps, values in lines:
+        colour, style = f"C{number % COLOURS}", LINE_STYLES[place % len(LINE_STYLES)]
+        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(steps, smooth(values), color=colour, linestyle=style, label=label)
 
 
-def _draw_accuracies(axis: Axes, runs: list[Run]) -> None:
-    """Draw accuracies with their intervals, a line for each run and the data that it was asked."""
-    series: dict[tuple[int, str], list[Accuracy]] = {}
-    for number, run in enumerate(runs):
-        for accuracy in run.accuracies:
-            series.setdefault((number, accuracy.data), []).append(accuracy)
-    for (number, data), found in series.items():
-        steps, values = [each.step for each in found], [each.value for each in found]
-        below = [each.value - each.low for each in found]
-        above = [each.high - each.value for each in found]
-        name = data if len(runs) == 1 else f"{runs[number].name} {data}"
-        bars = axis.errorbar(steps, values, [below, above], fmt="o:", markersize=4, capsize=3)
-        bars.set_label(name)
-    axis.set_ylim(-0.02, 1.02)
-    held_out = all(TRAINED not in data for _, data in series)
-    _finish(axis, HELD_OUT if held_out else "Accuracy, 95% interval")
+def _draw_accuracies(axis: Axes, runs: list[Run]) -> str:
+    """Draw a line for each run and data that it was asked; give what it is then about."""
+    import numpy
+
+    title = HELD_OUT
+    for run in runs:
+        for data in dict.fromkeys(accuracy.data for accuracy in run.accuracies):
+            points = [accuracy[:4] for accuracy in run.accuracies if accuracy.data == data]
+            steps, values, low, high = numpy.transpose(points)
+            spread = [list(values - low), list(high - values)]
+            bars = axis.errorbar(steps, values, spread, fmt="o:", markersize=4, capsize=3)
+            bars.set_label(data if len(runs) == 1 else f"{run.name} {data}")
+            if TRAINED in data:
+                title = "Accuracy, 95% interval"
+    return title
 
 
 def _finish(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize="medium")
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
+    if title.startswith("Share") or "ccuracy" in title:
+        axis.set_ylim(-0.02, 1.02)
     names = axis.get_legend_handles_labels()[1]
     if len(names) > LEGEND_INSIDE:
         columns = 2 if max(map(len, names)) <= LEGEND_NAME else 1

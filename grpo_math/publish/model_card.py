@@ -82,15 +82,18 @@ def hub_id(base: str | None, record: RunRecord | None) -> str | None:
 def _summary(card: Card) -> str:
     origin = "of unrecorded origin"
     if card.base:
-        local = "" if hub_id(card.base, card.record) else " (a model in a folder of its author)"
-        origin = f"made from `{public_path(card.base)}`{local}"
+        origin = f"made from `{public_path(card.base)}`"
+        if not hub_id(card.base, card.record):
+            origin += " (a model in a folder of its author)"
     how = ""
     if card.record:
         how = (
             f" by GRPO on questions of the task {card.record['task']}, whose answers can be checked"
         )
-    lora = " A LoRA adapter was trained and is merged into the weights." if card.merged else ""
-    return f"A language model {origin}{how}.{lora}"
+    text = f"A language model {origin}{how}."
+    if card.merged:
+        text += " A LoRA adapter was trained and is merged into the weights."
+    return text
 
 
 def _asking(record: RunRecord) -> str:

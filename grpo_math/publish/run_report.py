@@ -15,6 +15,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from operator import mul
 from pathlib import Path
 from typing import cast
 
@@ -31,7 +33,9 @@ REPORT = "report.html"
 # Columns of TRL's completions table that are no rewards: TRL's own and what the rewards record.
 NOT_REWARDS = {"step", "prompt", "completion", "advantage", "question", "gold", "tokens"}
 NOT_REWARDS |= {"answer", "extracted", "strict", "lenient"}
-COPIED = ("step", "gold", "lenient", "tokens")  # of those, the ones that the page shows as they are
+# Of the page's table.
+COLUMNS = ["step", "question", "gold", "completion", "answer", "strict", "lenient", "tokens"]
+COLUMNS += ["reward", "parts", "advantage"]
 PAGE = Path(__file__).with_suffix(".html")
 SCRIPT = Path(__file__).with_suffix(".js")
 
@@ -122,21 +126,23 @@ def _read_step(path: Path, limit: int) -> tuple[list[Saved], int]:
 def _columns(rows: Sequence[Saved], record: RunRecord | None) -> dict[str, list]:
     """Give the rows by column, as the page's script wants them: each question once, and no NaN."""
     names, weights = _rewards(rows, record or {})
-    table: dict[str, list] = {name: [row.get(name) for row in rows] for name in COPIED}
-    more = ("question", "completion", "answer", "strict", "reward", "parts", "advantage")
-    table |= {name: [] for name in more}
+    table: dict[str, list] = {name: [] for name in COLUMNS}
     questions: dict[str, int] = {}
     for row in rows:
         question = str(row.get("question") or _asked(row["prompt"]))
         parts = [_finite(row.get(name)) for name in names]
-        weighted = [weight * (part or 0) for weight, part in zip(weights, parts, strict=True)]
-        table["question"].append(questions.setdefault(question, len(questions)))
-        table["completion"].append(completion_text(cast(Text, row["completion"])))
-        table["answer"].append(row.get("extracted", row.get("answer")))  # its name in older runs
-        table["strict"].append(row.get("strict", row.get("accuracy")))
-        table["reward"].append(sum(weighted))
-        table["parts"].append(parts)
-        table["advantage"].append(_finite(row.get("advantage")))
+        shown = {
+            **row,
+            "question": questions.setdefault(question, len(questions)),
+            "completion": completion_text(cast(Text, row["completion"])),
+            "answer": row.get("extracted", row.get("answer")),  # its name in older runs
+            "strict": row.get("strict", row.get("accuracy")),
+            "reward": sum(map(mul, weights, (part or 0 for part in parts))),
+            "parts": parts,
+            "advantage": _finite(row.get("advantage")),
+        }
+        for name, column in table.items():
+            column.append(shown.get(name))
     return {**table, "questions": list(questions), "names": names}
 
 
@@ -145,7 +151,7 @@ def _rewards(rows: Sequence[Saved], record: RunRecord) -> tuple[list[str], list[
 
     TRL puts what a reward function logs beside its reward behind the rewards.
     """
-    names = [name for name in (rows[0] if rows else {}) if name not in NOT_REWARDS]
+    names = [name for row in rows[:1] for name in row if name not in NOT_REWARDS]
     if "reward_funcs" in record:
         names = names[: len(record["reward_funcs"])]
     weights = record.get("arguments", {}).get("reward_weights")
@@ -161,7 +167,9 @@ def _finite(value: object) -> float | None:
 
 
 def _asked(prompt: object) -> object:
-    return prompt[-1]["content"] if isinstance(prompt, list) else prompt
+    if isinstance(prompt, list):
+        return prompt[-1]["content"]
+    return prompt
 
 
 def _summary(run: Run) -> str:
@@ -181,15 +189,12 @@ def _accuracies(evaluations: Sequence[tuple[Measured, Place]], record: RunRecord
     head = ["evaluation", "model", "data", "questions", "strict", "lenient", "cut at the limit"]
     rows: list[list[object]] = []
     for measured, place in evaluations:
-        model, data = (
-            f"{measured.model} ({place.words})",
-            measured.data + training_note(measured, record),
-        )
+        model = f"{measured.model} ({place.words})"
+        data = measured.data + training_note(measured, record)
         accuracies = percent(measured.strict), percent(measured.lenient)
         cut = f"{measured.truncated:.1%}"
         rows.append([measured.path.stem, model, data, measured.questions, *accuracies, cut])
-    verdicts = _verdicts([measured for measured, _ in evaluations])
-    return _table(rows, head) + "".join(f"<p>{html.escape(line)}</p>" for line in verdicts)
+    return _table(rows, head) + "".join(_verdicts([measured for measured, _ in evaluations]))
 
 
 def _verdicts(evaluations: list[Measured]) -> Iterator[str]:
@@ -204,38 +209,47 @@ def _verdicts(evaluations: list[Measured]) -> Iterator[str]:
             continue
         try:
             before, after = load_evaluations([first, rows])
-            yield compare(before, after).verdict()
+            said = compare(before, after).verdict()
         except UsageError as error:
-            yield f"Not compared: {error}"
+            said = f"Not compared: {error}"
+        yield f"<p>{html.escape(said)}</p>"
 
 
 def _settings(record: RunRecord | None) -> str:
     if record is None:
         return "<p>The run's folder has no run.json.</p>"
-    own = [[name, _plain(value)] for name, value in record.items() if name != "arguments"]
-    arguments = [[name, _plain(value)] for name, value in sorted(record["arguments"].items())]
+    own = dict(record)
+    arguments = record["arguments"]
+    own.pop("arguments")
     summary = f"<summary>All {len(arguments)} arguments of the trainer</summary>"
-    return f"{_table(own)}<details>{summary}{_table(arguments)}</details>"
+    return f"{_pairs(own)}<details>{summary}{_pairs(dict(sorted(arguments.items())))}</details>"
+
+
+def _pairs(settings: Mapping[str, object]) -> str:
+    return _table((name, _plain(value)) for name, value in settings.items())
 
 
 def _plain(value: object) -> str:
     """Give a setting for reading: lists and objects without brackets and quotes."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)
 
 
-def _table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
+def _table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
     """Give an HTML table, of names and values without a head; narrow pages show a row as a card."""
-    lines = [_row(cells, head) for cells in rows]
+    lines = "".join(_row(cells, head) for cells in rows)
     if not head:
-        return f'<table class="settings">{"".join(lines)}</table>'
-    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f"<table><thead><tr>{names}</tr></thead>{''.join(lines)}</table>"
+        return f'<table class="settings">{lines}</table>'
+    return f"<table><thead><tr><th>{'<th>'.join(head)}</tr></thead>{lines}</table>"
 
 
 def _row(cells: Sequence[object], head: Sequence[str]) -> str:
-    labels = [f' data-label="{html.escape(name)}"' for name in head] or [""] * len(cells)
-    shown = [_BREAKS.sub(r"\1<wbr>", html.escape(str(cell))) for cell in cells]
-    made = [f"<td{label}>{cell}</td>" for label, cell in zip(labels, shown, strict=True)]
-    return f"<tr>{''.join(made)}</tr>"
+    made = ""
+    for cell, name in zip_longest(cells, head):
+        label = f' data-label="{name}"' if name else ""
+        text = _BREAKS.sub(r"\1<wbr>", html.escape(str(cell)))
+        made += f"<td{label}>{text}</td>"
+    return f"<tr>{made}</tr>"
