@@ -121,7 +121,9 @@ def _results(card: Card) -> str:
     head += ["strict accuracy [95% interval]", "lenient accuracy"]
     rows = [head, ["---"] * len(head)]
     for each, before in card.measured:
-        name = f"`{public_path(card.base or '')}`, before" if before else card.name
+        name = card.name
+        if before:
+            name = f"`{public_path(str(card.base))}`, before"
         data = f"`{public_path(each.data)}`" + training_note(each, card.record or {})
         asked = data, f"{each.questions} x {each.samples}"
         accuracies = percent(each.strict), percent(each.lenient)
@@ -146,9 +148,11 @@ def _training_data(record: RunRecord) -> str:
 
 def _settings(record: RunRecord) -> str:
     arguments = record["arguments"]
-    names = (ARGUMENTS + (LORA if arguments.get("use_peft") else "")).split()
-    unused = "num_train_epochs" if (arguments.get("max_steps") or 0) > 0 else "max_steps"
-    given = [name for name in names if arguments.get(name) is not None and name != unused]
+    names = ARGUMENTS.split()
+    if arguments.get("use_peft"):
+        names += LORA.split()
+    steps = arguments.get("max_steps") or 0
+    names.remove("num_train_epochs" if steps > 0 else "max_steps")
     rewards = ", ".join(record["reward_funcs"])
     lines = [
         f"GRPO with TRL, rewards {rewards}, {record['world_size']} process(es); "
@@ -156,7 +160,7 @@ def _settings(record: RunRecord) -> str:
         "",
         "| setting | value |",
         "| --- | --- |",
-        *(f"| {name} | {arguments[name]} |" for name in given),
+        *(f"| {name} | {arguments[name]} |" for name in names if arguments.get(name) is not None),
     ]
     return "\n".join(lines)
 
@@ -165,8 +169,17 @@ def _metadata(card: Card) -> str:
     """Give the block that the Hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = card.record["task"] if card.record else ""
-    dataset = DATA.get(task, UNKNOWN_DATA)[1]
+    data = ModelCardData(
+        base_model=hub_id(card.base, card.record),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+    )
+    dataset = None
+    if card.record:
+        data.tags = ["grpo", "trl"]
+        dataset = DATA.get(card.record["task"], UNKNOWN_DATA)[1]
+    if dataset:
+        data.datasets = [dataset]
     scores = [
         EvalResult(
             task_type="text-generation",
@@ -178,13 +191,6 @@ def _metadata(card: Card) -> str:
         for each, before in card.measured
         if not before and not training_note(each, card.record or {})
     ]
-    data = ModelCardData(
-        base_model=hub_id(card.base, card.record),
-        datasets=[dataset] if dataset else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["grpo", "trl"] if card.record else None,
-        model_name=card.name if scores else None,
-        eval_results=scores or None,
-    )
+    if scores:
+        data.model_name, data.eval_results = card.name, scores
     return f"---\n{data.to_yaml()}\n---"
