@@ -24,7 +24,11 @@ _ROMAN = re.compile(r"\\(?:mathrm|text|rm)\s*\{([a-zA-Z])\}")
 _SPELLINGS = (
     (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}|∅"), r"\\emptyset"),
     (re.compile(r"(?<![\d/}])(\d+)/(\d+)\s*(?=[a-z](?![a-z]))"), r"\\frac{\1}{\2} "),
-    (re.compile(r"(?<=\d)\s*\\(?:text|mbox|textnormal)\{\s[^{}]{1,30}\}(?:\^\{?[23]\}?)?\Z"), ""),
+    (
+        re.compile(r"(?<=[\w}])\s*\\(?:text|mbox|textnormal)\{\s[^{}]{1,30}\}(?:\^\{?[23]\}?)?\Z"),
+        "",
+    ),
+    (re.compile(rf"(?!\\(?:text|math)(?:rm|up|bf|it)?(?![a-zA-Z]))(?:{DRESS.pattern})"), ""),
 )
 _OR = re.compile(r"\\text\{\s*or\s*\}|\bor\b|\\cup|\\lor")
 _SIGNS = {r"\leq": "<=", r"\le": "<=", "≤": "<=", r"\leqslant": "<=", r"\lt": "<", "<": "<"}
@@ -99,7 +103,7 @@ def _equal(gold: str, answer: str) -> bool | None:
 
 def _plain_latex(text: str) -> str:
     """Write an expression in its plainest LaTeX."""
-    text = _ROMAN.sub(r"\1", DRESS.sub("", text) if "color" in text or "box" in text else text)
+    text = _ROMAN.sub(r"\1", text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     exact, about, rounded = text.rpartition(r"\approx" if r"\approx" in text else "≈")

@@ -70,16 +70,16 @@ _UNIT = re.compile(
 _PARTS = r"(?:thir|four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|million|billion)"
 _NO_UNIT = re.compile(
     r" ?(?:st|nd|rd|th)\b"  # 5th
-    r"|(?![gLlhms])[a-zA-Z](?![a-zA-Z])|\s+(?![aCFghLlmps])[a-zA-Z](?![a-zA-Z])"  # 5x, 5 x
+    r"|(?![gLlhms])[a-zA-Z](?![a-zA-Z])|\s+(?![aCFghLlmps]|o['’])[a-zA-Z](?![a-zA-Z])"  # 5x, 5 x
     r"|[.:;?)]\s*[^\W\d_]"  # 5) Then
-    rf"|\s+(?:thir|quar(?=ter of)|{_PARTS})(?:d|th)s?\b"  # 1 third, 4 tenths
+    rf"|\s+(?:{_PARTS})(?:d|th)s?\b"  # 1 third, 4 tenths
 )
 _VARIABLE = re.compile(r"(?<![Ͱ-Ͽ])[Α-Ψα-λν-ωϑϕ](?![Ͱ-Ͽ])")  # 4π, 4 ω; but Ω and μ are units
 _CHANGES_THE_NUMBER = re.compile(  # words after a number that make it another number, or two
     r"\b(?:or|plus|minus|divided|multiplied|over|squared|cubed|half|halves|thirds|as well as|pi|sqrt"
     r"|mil|mio|tn|grand|(?:is|are|was) (?:not|wrong|incorrect)|isn't"
     r"|(?:two|three|five|eight|ten|eleven|twelve|twenty|forty"
-    rf"|(?:thir|four|fif|six|seven|eigh|nine)(?:teen|ty)?|{_PARTS}ths"
+    rf"|(?:thir|four|fif|six|seven|eigh|nine)(?:teen|ty)?|{_PARTS}(?:teen)?ths"
     r"|hundred|thousand|million|billion|trillion|lakhs?|crores?)(?!-))\b|[十百千万亿]"
 )
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}

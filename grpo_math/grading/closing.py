@@ -1,0 +1,109 @@
+r"""Read the closing sentence of a completion, where nothing is marked: its last number counts.
+
+`So Jill watches 24 movies in 4 weeks.` answers 24: a number in a span is not the last word.
+"""
+# ruff: noqa: RUF001 - characters that look like others are part of what is matched
+
+from __future__ import annotations
+
+import re
+
+from grpo_math.grading.marks import DIGIT, NO_ANSWER, Extraction
+from grpo_math.grading.numbers import CORE, SCALE, parse_number, plain
+
+SENTENCE = re.compile(r"[.!?]\s+|\n")
+CANNOT_SAY = (
+    r"\b(?:not (?:enough|possible)|insufficient|impossible to"
+    r"|(?:does|do|did)(?: not|n['’]t) (?:say|state|tell|give|specify|mention|know|provide)"
+    r"|(?:can ?not|can['’]t|could not|couldn['’]t|unable to)"
+    r" (?:be (?:determin|known|found|comput|calculat|answer|solv|said)|tell|say|determine|know"
+    r"|answer|find out|calculate))"
+)
+_CANNOT_TELL = re.compile(rf"{CANNOT_SAY}(?!.*\b(?:so|therefore|thus|hence|but)\b)", re.I | re.S)
+_CANNOT_HINTS = ("not", "n't", "n’t", "unable", "impossible", "insufficient")
+_TO_LAST_DIGIT = re.compile(rf".*{DIGIT.pattern}\}}*", re.S)
+_TOKEN = re.compile(
+    rf"(?=[-+$€£¥₹\d.]|negative)(?<![\d.,])(?:(?<![\w)%])(?=[-+][^\s+-])|(?![-+])){CORE}",
+    re.X | re.I,
+)
+# Before a number that names a step, or is an exponent or an index.
+_LABEL = re.compile(
+    r"(?:\b(?:step|question|problem|example|part|case|section) ?#? ?|(?<!#)#|[a-z°]\^?|_)\Z", re.I
+)
+# Before one that is an operand or a second answer.
+_OPERAND = re.compile(
+    r"(?i:[\w)%$°] ?[*/+÷^]|\d:|(?:[\d)%]|(?<![^\W\d_])[a-z]) ?[-x]| [x<>]=?|√|sqrt"
+    r"|\b(?:or|plus|minus|times|over|between \S+ and|(?:divided|multiplied|\d) by|\d to))[ ($]*\Z"
+)
+_GOES_ON = re.compile(
+    r"[.,:/^-]?\d|\.\.(?=\S)|…|(?:\s*[a-z]+)?\s+and\s+\w+\s+(?:half|third|quarter)s?\b", re.I
+)
+_ATTACHED = re.compile(rf"[^\W\d_]*%?(?:{SCALE.pattern})*|\s?[ap]\.?m\b|\sdegrees below zero", re.I)
+_SPAN = re.compile(  # in 4 weeks, after 10 years, to collect 200 sticks, by selling 9 eggs
+    r"\b(?:(?<!result )(?<!results )(?<!resulting )in|after|for|within|during|every|per|until|before"
+    r"|(?:out )?of the|to (?!about|exactly|only|just|get|be|make|give|reach|find|have)[a-z]+"
+    r"|(?:by|from|after|before|while) [a-z]+ing(?: (?!we|she|he|it|they|you|get|is|has)[a-z']+){0,2}"
+    r"|if (?:she|he|they|you|it) [a-z]+|not) (?:(?:the|these|those|all|next|first|last) )*\Z",
+    re.I,
+)
+_NO_SPAN = re.compile(r"\S*\s(?:in total|altogether|in all|total|overall|combined)\b", re.I)
+_MONEY = re.compile(r"\s*(?:dollars?|cents?|euros?|pounds?|rupees?)\b", re.I)
+
+
+def last_number(text: str) -> Extraction:
+    """Give the last number of a text; without a value when it is part of a sum, a range or a time."""
+    end = found.end() if (found := _TO_LAST_DIGIT.match(text)) else 0
+    # Near the end is nearly always enough, and looking there alone is fast.
+    for reach in (30, 1000):
+        window, tail = plain(text[max(0, end - reach) : end]), text[end : end + 40]
+        answer = _in_window(window, tail, end <= reach, reach == 1000)
+        if answer is not None:
+            around = text[max(text.rfind("\n", 0, end), end - 300, 0) : end + 200]
+            if any(hint in around for hint in _CANNOT_HINTS) and _CANNOT_TELL.search(around):
+                return Extraction(answer.text, None, "last_number")
+            return answer
+    return NO_ANSWER
+
+
+def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extraction | None:
+    """Give the last number before `tail` that is not in a span, else the last; None: look further."""
+    last: Extraction | None = None
+    last_start, is_money = 0, False
+    for match in reversed(list(_TOKEN.finditer(window))):
+        before, after = window[: match.start()], window[match.end() :] + tail
+        if not before and not is_start:
+            break  # perhaps the tail of a longer number
+        if _names_a_step(match, before, after):
+            continue
+        if last is not None and SENTENCE.search(window, match.end(), last_start):
+            return last
+        is_span = _SPAN.search(before[-60:]) and not _NO_SPAN.match(after)
+        if last is not None and is_span:
+            continue
+        here = _number_at(match, before, after)
+        if last is None and not is_span:
+            return here
+        money = bool(match["currency"] or _MONEY.match(after))
+        if last is None:
+            last, last_start, is_money = here, match.start(), money
+            continue
+        has_unit = money or len(window[match.end() : last_start].split()) > 1
+        return here if has_unit and money >= is_money and here.value is not None else last
+    return last if is_start or is_last else None
+
+
+def _names_a_step(match: re.Match[str], before: str, after: str) -> bool:
+    """Tell whether a number is a label (`Step 5`, `x_5`, `5. Then`) or an ordinal."""
+    if not match["currency"] and _LABEL.search(before[-16:]):
+        return True
+    starts_line = not before.rpartition("\n")[2].strip(" \t>*#-")
+    return bool(re.match(r"[.)]\s+\S" if starts_line else r"(?:st|nd|rd|th)\b", after))
+
+
+def _number_at(match: re.Match[str], before: str, after: str) -> Extraction:
+    """Read a number in running text, with what is attached to it."""
+    attached = found[0] if (found := _ATTACHED.match(after)) else ""
+    whole = match[0] + attached
+    is_part = match["minus"] and before.rstrip(" \t")[-1:].isdigit()
+    is_part = is_part or _OPERAND.search(before[-24:]) or _GOES_ON.match(after)
+    return Extraction(whole.strip(), None if is_part else parse_number(whole), "last_number")
