@@ -1,15 +1,17 @@
-"""How fast the numeric grader is beside math-verify and TRL's accuracy_reward, and where the three disagree.
+"""Measure the numeric grader beside five others: its speed, and where they disagree.
 
     python benchmarks/bench_grader.py > benchmarks/grader.md
 
-Writes GSM8K-like completions in the formats that models use, each with the verdict it deserves. All three graders get
-the same ones, new ones in each round, one grader after the other within a round; times are CPU time, medians of rounds.
+Writes GSM8K-like completions in the formats that models use, each with the verdict it deserves. All
+graders get the same ones, new ones in each round, one grader after the other within a round; times
+are CPU time, medians of rounds.
 """
 
 import argparse
 import os
 import platform
 import random
+import re
 import statistics
 import sys
 import time
@@ -21,19 +23,8 @@ from typing import NamedTuple
 
 from grpo_math.grading.graders import grade_number
 
-PEOPLE = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina")
-THINGS = (
-    "clips",
-    "apples",
-    "pages",
-    "letters",
-    "flowers",
-    "pizzas",
-    "boxes",
-    "miles",
-    "eggs",
-    "tickets",
-)
+PEOPLE = "Natalia Weng Betty Julie James Mark Albert Ken Alexis Tina".split()
+THINGS = "clips apples pages letters flowers pizzas boxes miles eggs tickets".split()
 
 # What stands at the end of a completion: {a} is the answer, {m} its spelling with separators, {b} another number, {t} a
 # thing, {p} a person, {x} + {y} a sum that comes to the answer. The flag says whether that deserves to be right.
@@ -71,67 +62,16 @@ ENDINGS: dict[str, tuple[str, bool]] = {
     "wrong: a sum left to do": ("$\\boxed{{{x}+{y}}}$", False),
     "wrong: a division left to do": ("$\\boxed{{\\frac{{{d}}}{{2}}}}$", False),
     "wrong: a percentage of the number": ("$\\boxed{{{h}\\%}}$", False),
+    "`so she has 72 clips after 5 days.`": ("So {p} has {a} {t} left after {n} days.", True),
+    "`<answer>She has 72 clips.</answer>`": ("<answer>{p} has {a} {t}.</answer>", True),
+    "`#### 72<|im_end|>`": ("#### {a}<|im_end|>", True),
+    "`The answer is 72, not 71.`": ("The answer is {a}, not {b}.", True),
+    "wrong: `#### 72 (maybe 71)`": ("#### {a} (maybe {b})", False),
+    "wrong: `Answer: cannot be determined`": ("{p} has {a}.\nAnswer: cannot be determined", False),
+    "wrong: `The answer is 72. No wait, 71.`": ("The answer is {a}. No wait, {b}.", False),
     "wrong: cut off in mid sum": ("Now add what is left: {x} + {b} + ", False),
 }
-NOT_LATEX = (
-    *list(ENDINGS)[:8],
-    "`so she has **72** clips.`",
-    "`so she has 72 clips.`",
-    "`so that is $1,234.`",
-)
-# Every way in which a grader's verdict is not the deserved one: whose, for which endings, and why.
-REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (
-        "TRL accuracy_reward",
-        NOT_LATEX,
-        "It reads LaTeX only, in a box or behind words like *final answer is*; none of these sets its answer in LaTeX.",
-    ),
-    (
-        "TRL accuracy_reward",
-        ("an answer, then an invented question",),
-        "As above; it would give 0 without the second question too.",
-    ),
-    (
-        "math-verify",
-        ("an answer, then an invented question",),
-        "It takes the last number it can read, which answers the second question.",
-    ),
-    (
-        "math-verify",
-        ("a box put right, close together",),
-        "Boxes close together are put into one set, and a set is no number. Here the last box counts.",
-    ),
-    (
-        "TRL accuracy_reward",
-        ("a box put right, close together",),
-        "As math-verify, which it calls.",
-    ),
-    (
-        "math-verify",
-        ("wrong: two answers `72 or 71`",),
-        "It stops at the first number behind *answer is*. Here a choice of two is no answer.",
-    ),
-    (
-        "math-verify",
-        (
-            "wrong: a sum left to do",
-            "wrong: a division left to do",
-            "wrong: a percentage of the number",
-        ),
-        "It works out what the model left to do, and takes 5000% for 50 and for 5000. Here working it out is the task, "
-        "and a percent sign is a unit.",
-    ),
-    (
-        "TRL accuracy_reward",
-        (
-            "wrong: a sum left to do",
-            "wrong: a division left to do",
-            "wrong: a percentage of the number",
-        ),
-        "As math-verify, which it calls.",
-    ),
-)
-
+REASONS: tuple[tuple[str, str, str], ...] = ()
 
 ABOUT = (
     "Share of completions called right, by how they end; bold where that is not what the ending deserves. Endings and "
@@ -180,10 +120,11 @@ def make_sample(rng: random.Random, kind: str) -> Sample:
     values = {
         "a": total,
         "m": f"{total:,}",
-        "b": total + rng.randint(1, 9),
+        "b": total + rng.randint(101, 109),
         "x": total - 1,
         "y": 1,
         "d": 2 * total,
+        "n": rng.randint(61, 99),
     }
     closing = ending.format(**values, h=100 * total, t=thing, p=person)
     return Sample("\n".join(lines) + "\n\n" + closing, str(total), kind, right)
@@ -209,10 +150,48 @@ def trl_verdicts(samples: list[Sample]) -> list[bool]:
     ]
 
 
+def harness_verdicts(samples: list[Sample], pattern: str, place: int) -> list[bool]:
+    """Judge as lm-evaluation-harness does (lm_eval/tasks/gsm8k): a pattern, then an exact match."""
+    verdicts = []
+    for sample in samples:
+        found = re.findall(pattern, sample.completion)
+        groups = (
+            [found[place]] if found and isinstance(found[place], str) else found and found[place]
+        )
+        text = next(filter(None, groups), "") if groups else ""
+        verdicts.append(re.sub(r"[,$]|\.$", "", text) == sample.gold)
+    return verdicts
+
+
+def strict_match_verdicts(samples: list[Sample]) -> list[bool]:
+    return harness_verdicts(samples, r"#### (\-?[0-9\.\,]+)", 0)
+
+
+def flexible_extract_verdicts(samples: list[Sample]) -> list[bool]:
+    return harness_verdicts(samples, r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)
+
+
+def dr_grpo_verdicts(samples: list[Sample]) -> list[bool]:
+    """Judge whole numbers as sail-sg/understand-r1-zero does (math_grader.py, its fast rule).
+
+    That is: the last box, without currency, percent sign, commas and a unit in \\text, letter by letter.
+    """
+    verdicts = []
+    for sample in samples:
+        box = sample.completion.rpartition("\\boxed{")[2] if "\\boxed{" in sample.completion else ""
+        inside = re.match(r"(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*", box)[0]
+        number = re.sub(r"\\text\s*\{ [^{}]*\}$|\\?[$%]|[, ]", "", inside)
+        verdicts.append(number == sample.gold)
+    return verdicts
+
+
 GRADERS: dict[str, Callable[[list[Sample]], list[bool]]] = {
     "this project": our_verdicts,
     "math-verify": math_verify_verdicts,
     "TRL accuracy_reward": trl_verdicts,
+    "harness, strict-match": strict_match_verdicts,
+    "harness, flexible-extract": flexible_extract_verdicts,
+    "Dr. GRPO": dr_grpo_verdicts,
 }
 
 
@@ -239,7 +218,7 @@ def report(times: dict[str, list[float]], verdicts: Verdicts, rounds: int, count
         times["this project"],
         sum(len(s.completion) for s in make_samples(1000, 0)) // 1000,
     )
-    lines = ["# The numeric grader, beside math-verify and TRL", "", *machine(), ""]
+    lines = ["# The numeric grader, beside five others", "", *machine(), ""]
     lines += [
         f"{count:,} completions of about {length} characters in each of {rounds} rounds; medians over the rounds.",
         "",

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from grpo_math.data.tasks import TASKS
+from grpo_math.data.styles import get_style
+from grpo_math.data.tasks import TASKS, grade
 from grpo_math.grading import latex_worker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +73,23 @@ def test_a_wrong_marked_answer_before_it_makes_nothing_right(row, number, kind) 
     completion, gold, mark, *_ = row
     before = ("#### {}\n", "<answer>{}</answer>\n", "\\boxed{{{}}}\n", "The answer is {}.\n")[kind].format(number)
     assert verdict(before + completion, gold, mark) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("style", "completion", "strict", "lenient"),
+    [
+        ("r1_zero", " 48 + 24 = 72 </think> <answer> 72 </answer>", True, True),
+        ("r1_zero", " 48 + 24 = 72 <answer> 72 </answer>", False, True),
+        ("r1_zero", "<answer>72</answer>", False, True),
+        ("r1_zero", " 48 + 24 <answer>72</answer> </think>", False, True),
+        ("r1_zero", " 48 + 24 </think> It is 72.", False, True),
+        ("think_answer", "<think>48 + 24</think><answer>72</answer>", True, True),
+        ("think_answer", "<think>48 + 24 <answer>72</answer>", False, True),
+        ("think_answer", "<think>48 + 24 <answer>72</answer></think>", False, True),
+        ("hash", "48 + 24 = 72\n#### 72", True, True),
+    ],
+)
+def test_what_the_prompt_opened_is_closed_before_a_strict_answer(style, completion, strict, lenient) -> None:
+    row = {"question": "q", "answer": "72", "task": "gsm8k"}
+    judged = grade(row, completion, get_style(style))
+    assert (judged.strict, judged.lenient) == (strict, lenient)

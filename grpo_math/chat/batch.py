@@ -13,7 +13,7 @@ from grpo_math.chat.session import Row, Session
 from grpo_math.chat.workers import Message, Worker, attend
 from grpo_math.data.rows import load_rows
 from grpo_math.data.styles import get_style
-from grpo_math.data.tasks import get_task
+from grpo_math.data.tasks import grade
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
 
@@ -145,6 +145,6 @@ def _row(session: Session, worker: Worker, question: Row, completion: Any) -> Ro
     )
     if "answer" in question:
         style = get_style(row["settings"]["style"])
-        verdict = get_task(question["task"]).grade(completion.text, question["answer"], style.mark)
+        verdict = grade(question, completion.text, style)
         row |= {"gold": question["answer"], "strict": verdict.strict, "lenient": verdict.lenient}
     return row

@@ -29,6 +29,7 @@ from grpo_math.chat.workers import (
 )
 from grpo_math.data.styles import PromptStyle, get_style
 from grpo_math.data.tasks import TASKS, get_task
+from grpo_math.data.tasks import grade as grade_row
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation.backend import Sampling
@@ -292,4 +293,5 @@ def reasoning(completion: str) -> str:
 def grade(completion: str, gold: str, style: PromptStyle) -> Verdict:
     """Whether a completion gives the answer `gold`: a number, or else LaTeX."""
     task = get_task("custom" if canonical_number(gold) is not None else "math")
-    return task.grade(completion, task.canonical(gold) or gold, style.mark)
+    answer = task.canonical(gold) or gold
+    return grade_row({"question": "", "answer": answer, "task": task.name}, completion, style)

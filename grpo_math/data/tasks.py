@@ -7,8 +7,8 @@ own is a `Task` in any module, named by its dotted path: `--task my_module.my_ta
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NotRequired, TypedDict
 
@@ -122,9 +122,17 @@ def choose_style(name: str | None, rows: Sequence[Row]) -> PromptStyle:
     return get_style(name or styles.pop())
 
 
-def grade(row: Row, completion: str, style: PromptStyle) -> Verdict:
-    """Judge a completion: training, evaluation, comparison and REPL all ask here."""
-    return get_task(row["task"]).grade(completion, row["answer"], style.mark)
+def grade(row: Row | Mapping[str, str], completion: str, style: PromptStyle) -> Verdict:
+    """Judge a completion: training, evaluation, comparison and REPL all ask here.
+
+    Where the prompt has opened a tag already (`<think>`), an answer is strictly right only after the
+    completion has closed it.
+    """
+    verdict = get_task(row["task"]).grade(completion, row["answer"], style.mark)
+    opened = re.findall(r"<(\w+)>", style.opening)
+    if verdict.strict and not all(f"</{tag}>" in completion for tag in opened):
+        return replace(verdict, strict=False)
+    return verdict
 
 
 def gsm8k_answer(solution: str) -> str:

@@ -67,7 +67,7 @@ def answer_scope(completion: str) -> tuple[str, bool]:
         text = _ANNOTATION.sub("", text)
     first = DIGIT.search(text)  # a question before any number is the question asked, restated
     begin = first.end() if first else len(text)
-    if ("<" in text or "[" in text) and (end := _TURN_END.search(text, begin)):
+    if ("<" in text or "INST]" in text) and (end := _TURN_END.search(text, begin)):
         text = text[: end.start()]
     for question in _RUN_ON.finditer(text, begin):
         answered = text[: question.start()]

@@ -106,6 +106,7 @@ def _ascii(character: str) -> str:
     return str(unicodedata.decimal(character, "_" if is_other_numeral else character))
 
 
+@lru_cache(maxsize=8192)
 def plain(text: str) -> str:
     """Take off LaTeX and Markdown decoration, as far as that cannot change what number is shown."""
     if not text.isascii():

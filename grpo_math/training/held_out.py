@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_math.data.styles import PromptStyle
-from grpo_math.data.tasks import get_task
+from grpo_math.data.tasks import grade
 from grpo_math.evaluation.identity import same_question
 from grpo_math.evaluation.intervals import mean_interval
 
@@ -95,5 +95,5 @@ class HeldOut(TrainerCallback):
             self.rows[number],
             self.trainer.processing_class.decode(ids, skip_special_tokens=True),
         )
-        verdict = get_task(row["task"]).grade(text, row["answer"], self.style.mark)
+        verdict = grade(row, text, self.style)
         return verdict.strict, verdict.lenient
