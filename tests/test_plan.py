@@ -1,5 +1,6 @@
 """What is settled before the weights are loaded: the model, how it is asked, and what reaches the rewards."""
 
+import ast
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from grpo_math.models.source import ModelSource
 from transformers import AutoConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from conftest import STARTER, script, write_jsonl
+from conftest import ROOT, STARTER, script, write_jsonl
 
 ROWS = [
     {"question": f"What is {n} plus 1?", "answer": str(n + 1), "task": "arithmetic", "id": str(n)} for n in range(9)
@@ -71,6 +72,20 @@ def test_a_model_that_is_named_by_its_flag_is_looked_for(tmp_path):
     (tmp_path / "r.yaml").write_text(f"model_name_or_path: {STARTER}\n")
     done = script([*command, "--model_name_or_path", "/does/not/exist"], tmp_path)
     assert done.returncode == 2 and "/does/not/exist: no such folder" in done.stderr
+
+
+def test_nothing_changes_the_arguments_once_they_are_settled():
+    """But for the run's name, which its folder keeps from the first time on."""
+    changed = []
+    library = [path for path in (ROOT / "grpo_math").rglob("*.py") if path.stem != "settle"]
+    for path in [ROOT / "train_grpo.py", *library]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                owner = ast.unparse(target.value) if isinstance(target, ast.Attribute) else ""
+                if owner in ("args", "model_args", "given", "plan.args", "trainer.args", "self.args", "options"):
+                    changed.append((path.name, ast.unparse(target)))
+    assert changed == [("tracking.py", "args.run_name")]
 
 
 def recorded(**record):

@@ -111,7 +111,7 @@ def parse_options(argv: list[str], doc: str) -> Options:
     """
     argv = [_spelled(word) for word in argv]
     parser = _own_parser(doc)
-    config = _config_path(argv)
+    config = parser.parse_known_args(argv)[0].config
     recipe = _read_recipe(config) if config else {}
     known = {action.dest for action in parser._actions}
     own = known - {*READ_AHEAD}
@@ -219,12 +219,6 @@ def read_mapping(value: object, flag: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise UsageError(f"{flag} {value}: must be a JSON object, such as '{{\"name\": true}}'")
     return value
-
-
-def _config_path(argv: list[str]) -> str | None:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    return parser.parse_known_args(argv)[0].config
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
