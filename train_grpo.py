@@ -103,7 +103,7 @@ def train(plan: Plan, options: Options) -> None:
     stop = StopSignal(rhythm.is_exact)
     diagnosis = Diagnosis(options.give_up_after, say)
     with shortage_explained(), loading_explained(plan.model.source.path):
-        trainer = build_trainer(plan, options, [saving, stop, diagnosis])
+        trainer = build_trainer(plan, options, [stop, diagnosis, saving])
     if is_main_process():
         write_record(Path(plan.args.output_dir), plan.record)
     identify_run(plan.args)

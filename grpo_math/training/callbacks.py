@@ -85,6 +85,7 @@ class CompleteCheckpoints(TrainerCallback):
     - It is marked once every process has written its part. Only then are the oldest complete ones
       deleted down to --save_total_limit, never an incomplete one.
       transformers would delete the last complete one while its successor may still be cut off.
+    - It stands behind all callbacks that put something into a checkpoint.
     """
 
     def __init__(
