@@ -199,7 +199,7 @@ def test_two_processes_continue_in_the_same_order(place):
     assert "continuing from two/checkpoint-12, after step 12" in train()
     whole, cut = content(place / "two-whole"), content(place / "two")
     asked = [name for name in whole if name.endswith(".parquet")]
-    assert len(asked) == 7 and all(whole[name] == cut[name] for name in asked)
+    assert len(asked) == 14 and all(whole[name] == cut[name] for name in asked)
 
 
 @pytest.mark.parametrize("seed", range(30))
