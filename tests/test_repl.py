@@ -1,5 +1,6 @@
 """The REPL as people use it: in a pseudo-terminal, through a pipe, with one question, over a file."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -12,19 +13,25 @@ import threading
 import time
 import unicodedata
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from grpo_math.chat.commands import COMMANDS
 from grpo_math.chat.screen import Answer, Screen
-from grpo_math.chat.session import number, reasoning
-from grpo_math.data.prompts import build_conversation, build_prompt
+from grpo_math.chat.session import Session, Settings, number, reasoning
+from grpo_math.chat.workers import LocalModel, ModelSpec, Request
+from grpo_math.data.prompts import Asking, build_conversation, build_prompt
 from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
+from grpo_math.generation.backend import Sampling
+from grpo_math.generation.openai_client import OpenAIServer
 
 from conftest import ROOT, STARTER, kill_after, read_rows, script, write_jsonl
 from terminal import Terminal, children, gone
 
 REPL = "instruct_model_repl.py"
 QUESTION = "What is 4 plus 5?"
+SAMPLING = Sampling(n=1, temperature=0.0, top_p=0.5, top_k=0, max_tokens=12, seed=0, stop=())
 
 
 def test_in_a_terminal_type_stream_interrupt_switch_save_leave(tmp_path, models):
@@ -184,7 +191,7 @@ def test_one_question_gives_the_evaluators_answers(tmp_path):
         ]
         assert script(scored, tmp_path).returncode == 0
         (row,) = read_rows(tmp_path / f"evals/{saved['name']}.jsonl")
-        assert (saved["completion"], saved["answer"]) == (row["completion"], row["answer"])
+        assert (saved["completion"], saved["answer"]) == (row["completion"], row["extracted"])
     assert asked.stdout == f"[starter_model]\n<answer>10</answer>\n\n[base]\n{saved['completion']}\n\n"
 
 
@@ -220,6 +227,9 @@ def test_a_file_of_questions_is_resumed(tmp_path):
         ([STARTER, "--models", "gone.yaml"], "--models gone.yaml: No such file"),
         ([STARTER, "--backend", "magic"], "unknown backend 'magic': known ones are transformers, vllm, openai"),
         ([STARTER, "--style", "shout"], "unknown prompt style 'shout'"),
+        ([STARTER, "--top_p", "0"], "top_p '0': must be a number above 0, at most 1"),
+        ([STARTER, "--chat_template_kwargs", "[1]"], "chat_template_kwargs '[1]': must be JSON"),
+        ([STARTER, "--chat_template_kwargs", "{no"], "chat_template_kwargs '{no': must be JSON"),
         ([STARTER, "--seed", "-1"], "seed '-1': must be a whole number from 0 on"),
         ([STARTER, "--output", "/proc/nothing/x.jsonl"], "/proc/nothing/x.jsonl: cannot be written"),
         (["m", "--backend", "openai", "--base_url", "http://127.0.0.1:9/v1"], "no server answers"),
@@ -326,7 +336,260 @@ def test_reasoning_is_what_stands_before_the_answer(completion, before):
     assert reasoning(completion) == before
 
 
-@pytest.mark.parametrize(("name", "text"), [("temperature", "nan"), ("temperature", "inf"), ("seed", "1.5")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("temperature", "nan"),
+        ("temperature", "inf"),
+        ("seed", "1.5"),
+        ("top_p", "0"),
+        ("top_p", "1.1"),
+        ("top_p", "nan"),
+    ],
+)
 def test_numbers_that_no_backend_could_use(name, text):
     with pytest.raises(UsageError, match=name):
         number(name, text)
+
+
+def chunk(text, reason=None, **more):
+    return f"data: {json.dumps({'choices': [{'delta': {'content': text}, 'finish_reason': reason}], **more})}\n\n"
+
+
+@contextlib.contextmanager
+def serving(stream, pause=0.0, kind="text/event-stream", cut=False):
+    """A server whose model `m` answers whatever it is asked with these pieces; `asked` are the bodies it got."""
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            listed = b'{"data": [{"id": "m"}, {"id": "n"}]}'
+            self.begin(listed, "Content-Length", str(len(listed)))
+
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.begin(b"", "Transfer-Encoding", "chunked")
+            with contextlib.suppress(OSError):
+                for text in stream:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(text.encode()), text.encode()))
+                    time.sleep(pause)
+                if not cut:
+                    self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = True
+
+        def begin(self, data, header, value):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header(header, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+        server.shutdown()
+
+
+HALF = [chunk("Ann has 3 pens, "), chunk("so 3 + 4 ")]
+DONE = "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind", "cut", "said"),
+    [
+        ([*HALF, 'data: {"error": {"message": "the engine is dead"}}\n\n', DONE], "", False, "the engine is dead"),
+        ([*HALF, 'data: {"error": "overloaded"}\n\n'], "", False, "overloaded"),
+        ([*HALF, 'event: error\ndata: {"message": "late"}\n\n', DONE], "", False, "late"),
+        ([*HALF, 'data: {"object": "error", "message": "bad", "code": 400}\n\n', DONE], "", False, "bad"),
+        ([*HALF, 'data: {"detail": "no room"}\n\n'], "", False, "no room"),
+        ([chunk("9", "stop"), 'data: {"error": {"message": "after all"}}\n\n', DONE], "", False, "after all"),
+        ([*HALF, DONE], "", False, "broke off (after 25 characters, finish_reason none)"),
+        (HALF, "", False, "broke off"),
+        ([], "", False, "broke off (after 0 characters"),
+        (HALF, "", True, "broke off"),
+        ([*HALF, chunk("", "content_filter"), DONE], "", False, "finish_reason content_filter"),
+        ([*HALF, chunk("", "abort"), DONE], "", False, "finish_reason abort"),
+        ([*HALF, 'data: {"choices": [{"del'], "", False, "broke off"),
+        ([*HALF, "data: null\n\n", DONE], "", False, "broke off"),
+        (["<!DOCTYPE html>\n<html><body>Bad gateway</body></html>"], "text/html", False, "sent no stream of events"),
+        (['{"choices": [{"message": {"content": "9"}}]}'], "application/json", False, "sent no stream of events"),
+        (['{"error": {"message": "no such thing"}}'], "application/json", False, "no such thing"),
+    ],
+)
+def test_half_an_answer_of_a_server_is_an_error(stream, kind, cut, said):
+    with serving(stream, kind=kind or "text/event-stream", cut=cut) as (url, _):
+        server = OpenAIServer("m", url)
+        with pytest.raises(UsageError) as error:
+            server.complete([{"role": "user", "content": QUESTION}], SAMPLING, {}, lambda _: True)
+    assert said in str(error.value) and "\n" not in str(error.value) and str(error.value).count(url) == 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "text", "tokens", "reason"),
+    [
+        ([chunk("4 + 5 = 9"), chunk("", "stop"), DONE], "4 + 5 = 9", None, "stop"),
+        ([chunk("9", "length", usage={"completion_tokens": 7})], "9", 7, "length"),
+        (
+            [": busy\n\n", chunk("9", "stop"), 'data: {"choices": [], "usage": {"completion_tokens": 3}}\n\n'],
+            "9",
+            3,
+            "stop",
+        ),
+        (
+            ['data: {"choices": [{"delta": {"reasoning": "4, 5"}}]}\n\n', chunk("9", "stop", usage=None), DONE],
+            "<think>4, 5</think>9",
+            None,
+            "stop",
+        ),
+    ],
+)
+def test_whole_answers_of_a_server(stream, text, tokens, reason):
+    with serving(stream) as (url, asked):
+        served = OpenAIServer("m", url).complete(TALK[:1], SAMPLING, {"loud": True}, lambda _: True)
+    assert (served.text, served.tokens, served.finish_reason) == (text, tokens, reason)
+    assert asked[0]["chat_template_kwargs"] == {"loud": True} and asked[0]["top_p"] == 0.5
+
+
+def test_a_silent_server_can_be_stopped():
+    with serving([*HALF, chunk("", "stop")], pause=5) as (url, _):
+        started = time.monotonic()
+        served = OpenAIServer("m", url).complete(TALK[:1], SAMPLING, {}, lambda text: not text)
+        assert served.text == "Ann has 3 pens, " and time.monotonic() - started < 4
+
+
+def test_what_broke_off_is_neither_saved_nor_graded(tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", [{"question": QUESTION, "answer": "9"}] * 3)
+    with serving([*HALF, DONE]) as (url, _):
+        server = ["m", "--backend", "openai", "--base_url", url, "--output", "rows.jsonl"]
+        one = pipe(tmp_path, "", *server, "-p", QUESTION)
+        talk = pipe(tmp_path, f"{QUESTION}\n/grade 9\n", *server)
+        file = pipe(tmp_path, "", *server, "--input", "in.jsonl")
+    assert (one.returncode, talk.returncode, file.returncode) == (2, 0, 2)
+    assert "error: m: " in one.stderr and "nothing has been answered yet" in talk.stdout
+    assert "run the same command again" in file.stderr and not (tmp_path / "rows.jsonl").read_text()
+
+
+def test_a_server_without_token_counts(tmp_path):
+    """One question's failure leaves the others of its batch; what is there is not asked again."""
+    write_jsonl(tmp_path / "in.jsonl", [{"question": QUESTION}, {"question": "What is 1 plus 1?"}])
+    with serving([chunk("9", "stop")]) as (url, asked):
+        server = ["m", "--backend", "openai", "--base_url", url, "--input", "in.jsonl", "--output", "rows.jsonl"]
+        assert pipe(tmp_path, "", *server).returncode == 0
+        assert [row["tokens"] for row in read_rows(tmp_path / "rows.jsonl")] == [None, None]
+        assert pipe(tmp_path, "", *server).returncode == 0 and len(asked) == 2
+        assert pipe(tmp_path, "", *server, "--top_p", "0.9").returncode == 0 and len(asked) == 4
+    assert Answer("m", "9", None, 1.0, "stop").foot() == "unknown tokens, 1.0 s"
+
+
+def test_a_second_model_of_the_same_name_is_asked(tmp_path):
+    """Rows go by weights, prompt and settings: other weights, another template, a question asked twice."""
+    for folder in ("a", "b"):
+        shutil.copytree(STARTER, tmp_path / folder / "same", ignore=shutil.ignore_patterns("*.py"))
+    config = tmp_path / "b/same/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 1e-3}))
+    write_jsonl(tmp_path / "in.jsonl", [{"question": text} for text in (QUESTION, "What is 7 plus 8?", QUESTION)])
+
+    def rows_after(model, *flags):
+        done = script(
+            [REPL, model, "--input", "in.jsonl", "--output", "rows.jsonl", "--max_tokens", 9, *flags], tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return read_rows(tmp_path / "rows.jsonl")
+
+    assert len(rows_after("a/same")) == 3
+    rows = rows_after("b/same")
+    assert len(rows) == 6 and {row["name"] for row in rows} == {"same"} and len({row["key"] for row in rows}) == 6
+    write_jsonl(tmp_path / "rows.jsonl", [*rows[:2], *rows[3:]])  # the repeated question has one answer left
+    assert rows_after(tmp_path / "a/same") == [*rows[:2], *rows[3:], {**rows[2], "model": str(tmp_path / "a/same")}]
+    template = tmp_path / "a/same/chat_template.jinja"
+    template.write_text(template.read_text().replace("You", "Now you", 1) + " ")
+    assert len(rows_after("a/same")) == 9
+
+
+def test_a_key_is_of_all_that_an_answer_depends_on(tmp_path):
+    shutil.copytree(STARTER, tmp_path / "m", ignore=shutil.ignore_patterns("*.py"))
+    template = tmp_path / "m/chat_template.jinja"
+    template.write_text(template.read_text() + "{% if loud %}!{% endif %}")
+    spec = ModelSpec(str(tmp_path / "m"), "m")
+    style = STYLES["answer_tag"]
+    base = Request([TALK[:1]], Asking(style), SAMPLING, identify=True)
+    requests = [
+        base,
+        replace(base, conversations=[TALK]),
+        replace(base, asking=Asking(STYLES["hash"])),
+        replace(base, asking=Asking(replace(style, system="Be brief."))),
+        replace(base, asking=Asking(style, {"loud": True})),
+        *(
+            replace(base, sampling=replace(SAMPLING, **{name: 3}))
+            for name in ("temperature", "top_k", "max_tokens", "seed")
+        ),
+        replace(base, sampling=replace(SAMPLING, top_p=0.25)),
+    ]
+    model = LocalModel(spec)
+    keys = [model.answer(request, lambda _: True)[0].text for request in [*requests, base]]
+    model.spec = replace(spec, dtype="bfloat16")
+    keys.append(model.answer(base, lambda _: True)[0].text)
+    assert keys[0] == keys[len(requests)] and len(set(keys)) == len(requests) + 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "own", "template"),
+    [
+        (None, None, {"enable_thinking": False}),
+        (None, {"enable_thinking": True}, {"enable_thinking": True}),
+        ({}, {"enable_thinking": True}, {}),
+    ],
+)
+def test_a_model_is_asked_as_it_was_trained(tmp_path, chosen, own, template):
+    """Style and template arguments come from the run, unless they are given for the model, or for all."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    record = {"prompt": "xml", "arguments": {"chat_template_kwargs": {"enable_thinking": False}}}
+    (run / "run.json").write_text(json.dumps(record))
+    session = Session(Settings(chat_template_kwargs=chosen), ModelSpec(""))
+    trained = session.settled(ModelSpec(str(run), chat_template_kwargs=own), [])
+    base = session.settled(ModelSpec("base/model", backend="openai"), [trained])
+    session.workers = [SimpleNamespace(spec=trained), SimpleNamespace(spec=base)]
+    assert session.asking(trained) == Asking(STYLES["xml"], template)
+    assert session.asking(base) == Asking(STYLES["xml"], template)  # beside a run, a base is asked alike
+
+
+@pytest.mark.parametrize("word", ["quit", "exit", "/quit", "/exit"])
+def test_leaving(tmp_path, word):
+    with serving([chunk("9", "stop")]) as (url, asked):
+        done = pipe(tmp_path, f"{QUESTION}\n{word}\n{QUESTION}\n", "m", "--backend", "openai", "--base_url", url)
+    assert done.returncode == 0 and done.stdout == "9\n" and len(asked) == 1
+
+
+LONG = [chunk(f"word{number} and some more ") for number in range(400)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(60, 140), (80, 140), (140, 141), (60, 80)])
+def test_widening_leaves_no_copies_and_help_breaks_no_word(tmp_path, before, after):
+    with serving(LONG, pause=0.02) as (url, _):
+        repl = Terminal([REPL, "m", "n", "--backend", "openai", "--base_url", url], tmp_path, before, 30)
+        repl.enter("/help")
+        shown = repl.wait_for("is a question to all").replace("\n", " ").split()
+        for usage, purpose, _ in COMMANDS.values():
+            assert {*usage.split(), *purpose.split()} <= {*shown}
+        repl.enter(QUESTION)
+        repl.wait_for(r"^n$" if before < 78 else r"^m +n$")
+        repl.wait_for("word20 ")
+        repl.resize(after, 30)
+        deadline = time.time() + 1
+        while time.time() < deadline:
+            repl.read(0.1)
+        shown = repl.wait_for(r"^m +n$" if after >= 78 else "^n$")
+        assert len(re.findall(r"^m\b", shown, re.M)) == 1 and shown.count("word0 ") <= 2 and QUESTION in shown
+        repl.type("\x03")
+        shown = repl.wait_for("interrupted", 2)
+        assert len(re.findall(r"^m\b", shown, re.M)) == 1 and shown.count("word0 ") == 2
+        repl.enter("exit")
+        assert repl.leave() == 0

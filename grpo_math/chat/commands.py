@@ -1,71 +1,112 @@
-"""The commands of a talk: everything that begins with a slash."""
+"""What a person types: questions, and the commands that begin with a slash."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import json
+import os
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from grpo_math.chat.session import LIMITS, Session, number
+from grpo_math.chat.screen import Said, Screen, notice
+from grpo_math.chat.session import Session
 from grpo_math.chat.workers import Worker
-from grpo_math.data.styles import STYLES, get_style
+from grpo_math.data.rows import write_rows
+from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
-from grpo_math.files import write_text_atomic
-from grpo_math.terminal import printable
+
+Command = Callable[[Session, str], Said]
 
 
-def run_command(session: Session, line: str) -> bool:
-    """Do what a line that begins with a slash says, and print what is to be seen of it; True to leave.
+def talk(session: Session, screen: Screen) -> None:
+    """Answer questions and do commands until the end of the input."""
+    read = line_reader()
+    while True:
+        try:
+            line = read().strip()
+        except KeyboardInterrupt:  # at the prompt it takes back the line
+            continue
+        except EOFError:
+            return
+        if line.removeprefix("/") in ("quit", "exit"):
+            return
+        try:
+            if line.startswith("/"):
+                said = run_command(session, line)
+                screen.say(said)
+            elif line:
+                session.ask(line, screen)
+        except UsageError as error:
+            notice(f"error: {error}")
+
+
+def line_reader() -> Callable[[], str]:
+    """Give what reads a line: a prompt with history and editing, or `input` without a terminal."""
+    if not sys.stdin.isatty():
+        return input
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "grpo_math"
+    history = None
+    with contextlib.suppress(OSError):  # a home that cannot be written to is no reason not to talk
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "history").open("a").close()
+        history = FileHistory(state / "history")
+    words = WordCompleter([f"/{name}" for name in NAMES], sentence=True)
+    prompt: PromptSession[str] = PromptSession(
+        ">>> ", history=history, completer=words, complete_while_typing=False
+    )
+    return prompt.prompt
+
+
+def run_command(session: Session, line: str) -> Said:
+    """Do what a line that begins with a slash says, and give what is to be seen of it.
 
     Raises:
         UsageError: there is no such command, or not with such a value.
     """
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        raise UsageError(
-            f"unknown command /{name}: {f'did you mean /{close[0]}?' if close else '/help lists all'}"
-        )
-    if name == "quit":
-        return True
-    said = COMMANDS[name][1](session, rest.strip())
-    if said:
-        print(said, flush=True)
-    return False
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean /{close[0]}?" if close else "/help lists all"
+        raise UsageError(f"unknown command /{name}: {hint}")
+    usage, _, command = COMMANDS[name]
+    if not rest and command in (_add, _drop, _grade, _save):
+        raise UsageError(f"usage: /{name} {usage}")
+    return command(session, rest.strip())
 
 
-def _help(session: Session, rest: str) -> str:
-    lines = [f"  {usage:27} {_FOR[name]}" for name, (usage, _) in COMMANDS.items()]
-    return "\n".join(
-        [
-            *lines,
-            "Anything else is a question to all models. Ctrl-C stops their answers, twice drops who does not stop; "
-            "Ctrl-D leaves.",
-        ]
-    )
+def _help(session: Session, rest: str) -> Said:
+    rows = [(f"/{name} {usage}", purpose) for name, (usage, purpose, _) in COMMANDS.items()]
+    rows.append(("quit, exit", "leave, as Ctrl-D does"))
+    rows.append(("Ctrl-C", "stop the answers; pressed twice, drop who does not stop"))
+    return [*rows, ("anything else", "is a question to all models")]
 
 
-def _models(session: Session, rest: str) -> str:
+def _models(session: Session, rest: str) -> Said:
     lines = []
     for place, worker in enumerate(session.workers, start=1):
-        spec = worker.spec
-        lines.append(
-            f"  {place}  {printable(spec.name):24} {spec.backend:13} style {session.style_of(spec).name:11} "
-            f"process {worker.process.pid}  {printable(spec.model)}"
+        spec, style = worker.spec, session.asking(worker.spec).style.name
+        process = f"process {worker.process.pid}"
+        line = (
+            f"  {place}  {spec.name:24} {spec.backend:13} style {style:11} {process}  {spec.model}"
         )
+        lines.append(line)
     return "\n".join(lines) or "no model is loaded: /add MODEL"
 
 
-def _add(session: Session, rest: str) -> str:
-    words = rest.split()
-    if len(words) not in (1, 2):
-        raise UsageError(f"usage: {COMMANDS['add'][0]}")
-    session.add([dict(zip(("model", "backend"), words, strict=False))])
-    return ""
+def _add(session: Session, rest: str) -> Said:
+    model, _, backend = rest.partition(" ")
+    common = session.common
+    session.add([replace(common, model=model, backend=backend.strip() or common.backend)])
+    return f"{len(session.workers)} models"
 
 
-def _drop(session: Session, rest: str) -> str:
+def _drop(session: Session, rest: str) -> Said:
     worker = _find(session, rest)
     session.drop(worker)
     return f"dropped {worker.spec.name}"
@@ -81,115 +122,88 @@ def _find(session: Session, rest: str) -> Worker:
     )
 
 
-def _system(session: Session, rest: str) -> str:
+def _styles(session: Session, rest: str) -> Said:
+    session.settings.change("style", rest or None)
+    styles = [(each.spec.name, session.asking(each.spec).style) for each in session.workers]
+    return [(name, style.name, style.system) for name, style in styles] or "no model is loaded"
+
+
+def _mode(session: Session, rest: str) -> Said:
+    if rest not in ("", "conversation", "one_shot"):
+        raise UsageError(f"/mode {rest}: is one of conversation, one_shot")
     if rest:
-        session.settings.system = {"off": "", "style": None}.get(rest, rest)
-    system = session.settings.system
-    return (
-        "the style's own system prompt" if system is None else f"system prompt: {system or 'none'}"
-    )
-
-
-def _style(session: Session, rest: str) -> str:
-    if rest:
-        session.settings.style = None if rest == "own" else get_style(rest).name
-    styles = {worker.spec.name: session.style_of(worker.spec) for worker in session.workers}
-    return "\n".join(
-        f"  {name:24} {style.name:11} {style.system}" for name, style in styles.items()
-    )
-
-
-def _mode(session: Session, rest: str) -> str:
-    modes = {"conversation": True, "one_shot": False}
-    if rest and rest not in modes:
-        raise UsageError(f"/mode {rest}: is one of {', '.join(modes)}")
-    if rest:
-        session.settings.conversation = modes[rest]
+        session.settings.conversation = rest == "conversation"
         session.history.clear()
-    return (
-        "each question goes on where the last ended"
-        if session.settings.conversation
-        else "each question is a new one"
-    )
+    goes_on = session.settings.conversation
+    return "each question goes on where the last ended" if goes_on else "each question is a new one"
 
 
-def _number(name: str) -> Callable[[Session, str], str]:
-    def change(session: Session, rest: str) -> str:
-        if rest:
-            value = None if name == "seed" and rest == "off" else number(name, rest)
-            setattr(session.settings, name, value)
+def _change(name: str, label: str, unset: str = "") -> Command:
+    """Make the command that changes a setting and says what it is now."""
+
+    def change(session: Session, rest: str) -> Said:
+        session.settings.change(name, rest or None)
         value = getattr(session.settings, name)
-        return f"{name} {'new for every question' if value is None else value}"
+        return [(f"{label} {unset if value is None else value or 'none'}",)]
 
     return change
 
 
-def _reset(session: Session, rest: str) -> str:
+def _reset(session: Session, rest: str) -> Said:
     session.history.clear()
     return "a new conversation"
 
 
-def _grade(session: Session, rest: str) -> str:
-    if not rest:
-        raise UsageError(f"usage: {COMMANDS['grade'][0]}, the right answer to the last question")
-    lines, graded = [], session.grade(rest)
-    width = max((len(row["name"]) for row, _ in graded), default=0)
-    for row, verdict in graded:
-        judged = (
-            "right"
-            if verdict.strict
-            else "right, but not in the style's format"
-            if verdict.lenient
-            else "wrong"
-        )
-        found = (
-            f"{printable(verdict.extracted)!r} by {verdict.rule}"
-            if verdict.extracted
-            else "no answer found"
-        )
-        lines.append(f"  {printable(row['name']):{width}}  {judged} ({found})")
-    return "\n".join(lines) or "nothing has been answered yet"
+def _grade(session: Session, rest: str) -> Said:
+    rows = []
+    for name, verdict in session.grade(rest):
+        judged = "right, but not in the style's format" if verdict.lenient else "wrong"
+        judged = "right" if verdict.strict else judged
+        found = f"{verdict.extracted!r} by {verdict.rule}"
+        rows.append((name, f"{judged} ({found if verdict.extracted else 'no answer found'})"))
+    return rows or "nothing has been answered yet"
 
 
-def _save(session: Session, rest: str) -> str:
+def _save(session: Session, rest: str) -> Said:
     path = Path(rest).expanduser()
-    if not rest:
-        raise UsageError(f"usage: {COMMANDS['save'][0]}")
     if path.exists():
         raise UsageError(f"{path}: exists already; give another name")
-    write_text_atomic(
-        path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in session.rows)
-    )
+    write_rows(path, session.rows)
     return f"{len(session.rows)} answers in {path}"
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Session, str], str]]] = {
-    "help": ("/help", _help),
-    "models": ("/models", _models),
-    "add": ("/add MODEL [BACKEND]", _add),
-    "drop": ("/drop NAME", _drop),
-    "system": ("/system TEXT | off | style", _system),
-    "style": (f"/style {' | '.join(STYLES)} | own", _style),
-    "mode": ("/mode conversation | one_shot", _mode),
-    **{name: (f"/{name} N{' | off' if name == 'seed' else ''}", _number(name)) for name in LIMITS},
-    "reset": ("/reset", _reset),
-    "grade": ("/grade 42", _grade),
-    "save": ("/save FILE.jsonl", _save),
-    "quit": ("/quit", lambda session, rest: ""),
+# Of each command what may follow it, and what it is for.
+COMMANDS: dict[str, tuple[str, str, Command]] = {
+    "help": ("", "this", _help),
+    "models": ("", "the models that are loaded", _models),
+    "add": ("MODEL [BACKEND]", "load one more", _add),
+    "drop": ("NAME", "end a model's process and free its memory", _drop),
+    "system": (
+        "TEXT | off | style",
+        "another system prompt, none, or the style's",
+        _change("system", "system prompt:", "the style's own"),
+    ),
+    "style": (
+        "NAME | own",
+        f"how all are asked ({', '.join(STYLES)}), or as in their run",
+        _styles,
+    ),
+    "mode": ("conversation | one_shot", "whether questions follow on each other", _mode),
+    "temperature": ("N", "0 is greedy", _change("temperature", "temperature")),
+    "top_p": ("N", "sample from this share of likely tokens; 1 is all", _change("top_p", "top_p")),
+    "max_tokens": ("N", "of an answer", _change("max_tokens", "max_tokens")),
+    "seed": (
+        "N | off",
+        "of sampling; off draws one for every question",
+        _change("seed", "seed", "new for every question"),
+    ),
+    "chat_template_kwargs": (
+        "JSON | own",
+        "arguments of the chat template, or each model's own",
+        _change("chat_template_kwargs", "chat_template_kwargs", "each model's own"),
+    ),
+    "reset": ("", "begin a new conversation", _reset),
+    "grade": ("42", "judge the last answers, as training and evaluation do", _grade),
+    "save": ("FILE.jsonl", "write all answers so far, with their grades", _save),
 }
-_FOR = {
-    "help": "this",
-    "models": "the models that are loaded",
-    "add": "load one more",
-    "drop": "end a model's process and free its memory",
-    "system": "another system prompt, none, or the style's",
-    "style": "how all are asked, or each as its run was",
-    "mode": "whether questions follow on each other",
-    "temperature": "0 is greedy",
-    "max_tokens": "of an answer",
-    "seed": "of sampling; off draws one for every question",
-    "reset": "begin a new conversation",
-    "grade": "judge the last answers, as training and evaluation do",
-    "save": "write all answers so far, with their grades",
-    "quit": "leave",
-}
+NAMES = (*COMMANDS, "quit")

@@ -1,49 +1,60 @@
 """Answers on the screen: columns where the terminal is wide, one under the other where it is not.
 
-What is still being written is drawn again and again in place, the last lines of each answer; what is finished is
-printed once, whole. Where the output is no terminal, only that.
+A growing answer is drawn again and again in place, its last lines alone. A finished one is printed
+once, whole. Where the output is no terminal, only that is done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from grpo_math.terminal import printable
 
-NARROWEST_COLUMN = 38
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+NARROWEST_COLUMN = 37
 GAP = 2  # between columns
 REST = 4  # lines of the terminal that an answer in the making leaves free
+Said = str | Sequence[tuple[str, ...]]  # lines, or rows of cells
+# By these variables one knows a terminal that wraps its lines anew when it gets narrower.
+REWRAPS = {"TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "WT_SESSION", "TERM_PROGRAM"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Answer:
-    """What a model has said so far; `end` is "" until it is "stop", "length", "interrupted" or "error"."""
+    """What a model has said after so many seconds.
+
+    `end` is "" until it is "stop", "length", "interrupted" or "error". `tokens` is None where a
+    server does not count them.
+    """
 
     name: str
     text: str = ""
-    tokens: int = 0
+    tokens: int | None = None
     seconds: float = 0.0
     end: str = ""
     error: str = ""
 
     def foot(self) -> str:
-        """The line under an answer."""
-        if self.end == "error":
-            return self.error
-        words = {"": "...", "length": "cut at max_tokens", "interrupted": "interrupted"}
-        parts = [
-            words.get(self.end, ""),
-            f"{self.tokens} tokens, {self.seconds:.1f} s" if self.end else "",
-        ]
-        return ", ".join(filter(None, parts))
+        """Give the line under an answer."""
+        if self.end in ("", "error"):
+            return self.error or "..."
+        ended = {"length": "cut at max_tokens, ", "interrupted": "interrupted, "}.get(self.end, "")
+        count = "unknown" if self.tokens is None else self.tokens
+        return f"{ended}{count} tokens, {self.seconds:.1f} s"
 
 
 def notice(line: str) -> None:
-    """A line for the person, beside the answers."""
+    """Print a line for the person, beside the answers."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
@@ -53,85 +64,102 @@ class Screen:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, markup=False, emoji=False)
-        self.drawn = (
-            sys.stdout.isatty()
-        )  # rich's own idea of it can be overruled by the environment
+        self.drawn = sys.stdout.isatty()  # rich's idea of it can be overruled by the environment
+        width = None if self.drawn else 10_000
+        self.console = Console(highlight=False, markup=False, emoji=False, width=width)
+        self.frame = (0, 0)  # lines and columns of the drawing that the next one replaces
 
     @contextlib.contextmanager
     def watching(self, answers: list[Answer]) -> Iterator[Callable[[], None]]:
-        """Show answers while they grow: call what is yielded after each change. They are printed whole at the end."""
+        """Show answers while they grow: call what is yielded after each change of the list."""
         if not self.drawn:
             yield lambda: None
-            print(self._plain(answers), flush=True)
+            whole = [f"[{each.name}]\n{each.text}\n" for each in answers]
+            print(printable("\n".join(whole) if answers[1:] else answers[0].text), flush=True)
             return
-        from rich.live import Live
+        _quiet(True)
+        try:
+            yield lambda: self._draw(answers, self.console.height - REST)
+        finally:
+            self._draw(answers)
+            _quiet(False)
 
-        with (
-            _no_echo(),
-            Live(
-                console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop"
-            ) as live,
-        ):
-            yield lambda: live.update(self._draw(answers, self.console.height - REST), refresh=True)
-        self.console.print(self._draw(answers))
+    def say(self, said: Said) -> None:
+        """Print lines, or rows in columns, which a terminal has wrapped at words."""
+        if isinstance(said, str):
+            print(printable(said), flush=True)
+            return
+        with self.console.capture() as text:
+            self.console.print(_grid(said))
+        for line in text.get().splitlines():
+            print(line.rstrip(), flush=True)
 
-    def _plain(self, answers: list[Answer]) -> str:
-        if len(answers) == 1:
-            return printable(answers[0].text)
-        return "\n".join(
-            f"[{printable(answer.name)}]\n{printable(answer.text)}\n" for answer in answers
-        )
+    def _draw(self, answers: list[Answer], height: int | None = None) -> None:
+        """Draw over the last drawing what fits into `height` lines, or for good all there is."""
+        width, rows = self.console.size
+        with self.console.capture() as drawing:
+            self.console.print(self._side_by_side(answers, height))
+        lines = drawing.get().splitlines()[: height and rows - 1]
+        text = self._erase() + "\n".join(lines)
+        text += "\x1b[?25h\n" if height is None else "\x1b[?25l"  # the cursor is hidden meanwhile
+        # Ctrl-C in the middle of it would lose what the terminal has not taken yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self.frame = (len(lines) if height else 0, width)
 
-    def _draw(self, answers: list[Answer], height: int | None = None) -> Any:
-        """Everything, or what fits into `height` lines: the end of each text."""
-        from rich.table import Table
+    def _erase(self) -> str:
+        """Give the codes that lead back to the first line of the drawing and clear all below."""
+        (lines, width), self.frame = self.frame, (0, 0)
+        if REWRAPS & os.environ.keys():
+            lines *= max(1, -(-width // self.console.width))  # each line takes as many rows now
+        return f"\r\x1b[{lines - 1}A\x1b[J" if lines > 1 else "\r\x1b[J"
 
-        width = (self.console.width - GAP * (len(answers) - 1)) // len(answers)
+    def _side_by_side(self, answers: list[Answer], height: int | None = None) -> Table:
+        """Lay out all answers, or the ends of their texts that fit into `height` lines."""
+        width = self.console.width // len(answers) - GAP
         if width >= NARROWEST_COLUMN:
-            rows = [
-                list(row)
-                for row in zip(*(self._parts(a, width, height) for a in answers), strict=True)
-            ]
-        else:
-            each = None if height is None else height // len(answers)
-            rows = [
-                [part]
-                for answer in answers
-                for part in self._parts(answer, self.console.width, each)
-            ]
-        table = Table.grid(expand=True, padding=(0, GAP, 0, 0), pad_edge=False)
-        for _ in rows[0]:
-            table.add_column(ratio=1, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        return table
+            parts = [self._parts(answer, width, height) for answer in answers]
+            return _grid(list(zip(*parts, strict=True)), ratio=1)
+        height = height and height // len(answers)
+        parts = [self._parts(answer, self.console.width, height) for answer in answers]
+        return _grid([(part,) for part in itertools.chain(*parts)], ratio=1)
 
-    def _parts(self, answer: Answer, width: int, height: int | None) -> tuple[Any, Any, Any]:
+    def _parts(self, answer: Answer, width: int, height: int | None) -> tuple[Text, Text, Text]:
+        """Give name, text and foot of an answer, the text cut to its last lines."""
         from rich.text import Text
 
         body = Text(printable(answer.text).strip("\n"))
         if height is not None:
             lines = body.wrap(self.console, width, overflow="fold")
             body = Text("\n").join(lines[-max(1, height - 2) :])
-        foot = Text(printable(answer.foot()), style="red" if answer.end == "error" else "dim")
+        foot = Text(printable(answer.foot()), style="red" if answer.error else "dim")
         return Text(printable(answer.name), style="bold"), body, foot
 
 
-@contextlib.contextmanager
-def _no_echo() -> Iterator[None]:
-    """Keys that are pressed meanwhile are kept for the next prompt and not written into the drawing."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    import termios
+def _grid(rows: Sequence[tuple[Text | str, ...]], ratio: int | None = None) -> Table:
+    """Give a table without lines; with a `ratio` its columns share the whole width."""
+    from rich.table import Table
 
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+    grid = Table.grid(expand=ratio is not None, padding=(0, 0, 0, GAP), pad_edge=ratio is None)
+    for _ in rows[0]:
+        grid.add_column(ratio=ratio, overflow="fold")
+    for row in rows:
+        cells = [printable(cell) if isinstance(cell, str) else cell for cell in row]
+        grid.add_row(*cells)
+    return grid
+
+
+def _quiet(on: bool) -> None:
+    """Keep keys that are pressed out of the drawing (they wait for the next prompt), or show them.
+
+    Nor does Ctrl-C throw away then what of the drawing the terminal has not taken yet.
+    """
+    if sys.stdin.isatty():
+        import termios
+
+        settings = termios.tcgetattr(0)
+        wanted, other = (termios.NOFLSH, termios.ECHO) if on else (termios.ECHO, termios.NOFLSH)
+        settings[3] = settings[3] & ~other | wanted
+        termios.tcsetattr(0, termios.TCSANOW, settings)

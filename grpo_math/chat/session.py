@@ -1,35 +1,31 @@
-"""A talk with several models at once: settings, models, conversations, and the rows that are kept of it.
+"""A talk with several models at once: settings, models, conversations, and the rows kept of it.
 
 A row of the output is one answer:
 
-    {"question", "model", "name", "reasoning", "answer", "completion", "tokens", "finish_reason", "settings"}
+    {"question", "model", "name", "reasoning", "answer", "completion", "tokens", "finish_reason",
+     "settings"}
 
-`answer` is what the grader would judge, `reasoning` what stands before it, `completion` all of it. In a conversation
-there is `history` too, and `gold`, `strict` and `lenient` where the right answer is known.
+`answer` is what the grader would judge, `reasoning` what stands before it, `completion` all of it;
+`tokens` is null where a server does not count them. A conversation adds `history`; a known right
+answer adds `gold`, `strict` and `lenient`.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from grpo_math.chat.screen import Answer, Screen, notice
-from grpo_math.chat.workers import (
-    BACKENDS,
-    Conversation,
-    Message,
-    ModelSpec,
-    Request,
-    Worker,
-    attend,
-    cpu_threads,
-)
-from grpo_math.data.styles import PromptStyle, get_style
-from grpo_math.data.tasks import TASKS, get_task
-from grpo_math.data.tasks import grade as grade_row
+from grpo_math.chat.workers import BACKENDS, ModelSpec, Request, Worker, attend
+from grpo_math.data.prompts import Asking, Messages, recorded_asking
+from grpo_math.data.styles import get_style
+from grpo_math.data.tasks import TASKS, Row, get_task, grade
 from grpo_math.errors import UsageError
 from grpo_math.files import append_jsonl
 from grpo_math.generation.backend import Sampling
@@ -38,235 +34,227 @@ from grpo_math.grading.graders import Verdict
 from grpo_math.grading.numbers import canonical_number
 from grpo_math.models.source import resolve_model
 
-Row = dict[str, Any]
+# What a number may be: its type, its least and greatest value, and these in words.
 LIMITS = {
-    "temperature": (float, 0, 100),
-    "max_tokens": (int, 1, 1 << 30),
-    "seed": (int, 0, 1 << 32),
+    "temperature": (float, 0, 100, "a number from 0 on, at most 100"),
+    "top_p": (float, 1e-6, 1, "a number above 0, at most 1"),
+    "max_tokens": (int, 1, 1 << 30, "a whole number from 1 on"),
+    "seed": (int, 0, 1 << 32, "a whole number from 0 on"),
+}
+
+
+def number(name: str, text: str) -> float | None:
+    """Give the value of a setting from its text. Raises UsageError where it cannot be."""
+    kind, least, most, words = LIMITS[name]
+    if name == "seed" and text == "off":
+        return None
+    try:
+        if least <= (value := kind(text)) <= most:
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"{name} {text!r}: must be {words}")
+
+
+def _template(text: str) -> dict | None:
+    try:
+        value = None if text == "own" else json.loads(text)
+    except ValueError:
+        value = text
+    if isinstance(value, dict | None):
+        return value
+    raise UsageError(
+        f'chat_template_kwargs {text!r}: must be JSON, as {{"enable_thinking": false}}'
+    )
+
+
+READERS: dict[str, Callable[[str], object]] = {
+    "style": lambda text: None if text == "own" else get_style(text).name,
+    "system": lambda text: {"off": "", "style": None}.get(text, text),
+    "chat_template_kwargs": _template,
+    **{name: partial(number, name) for name in LIMITS},
 }
 
 
 @dataclass
 class Settings:
-    """What holds for all models. `style` None is each model's own, `system` None the style's, `seed` None a new one
-    for every question."""
+    """What holds for all models.
 
-    conversation: bool = False
+    None is each model's own `style` and `chat_template_kwargs`, the style's own `system`, and a new
+    `seed` for every question.
+    """
+
     style: str | None = None
     system: str | None = None
+    chat_template_kwargs: dict | None = None
     temperature: float = 0.0
+    top_p: float = 1.0
     max_tokens: int = 512
     seed: int | None = None
+    conversation: bool = False
+
+    def change(self, name: str, text: str | None) -> None:
+        """Take over a value from its text, if there is one. Raises UsageError for no such value."""
+        if text is not None:
+            setattr(self, name, READERS[name](text))
 
     def sampling(self) -> Sampling:
+        """Give how the next answers are sampled."""
         seed = random.SystemRandom().randrange(1 << 31) if self.seed is None else self.seed
-        return Sampling(1, self.temperature, 1.0, 0, self.max_tokens, seed, ())
-
-
-def number(name: str, text: str) -> Any:
-    """The value of a setting from its text. Raises UsageError where it cannot be."""
-    kind, least, most = LIMITS[name]
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not least <= value <= most:
-        raise UsageError(
-            f"{name} {text!r}: must be {'a number' if kind is float else 'a whole number'} from {least} on"
-        )
-    return value
+        return Sampling(1, self.temperature, self.top_p, 0, self.max_tokens, seed, ())
 
 
 class Session:
-    """The models that are there, and what was said."""
+    """The models that are there, and what was said. `common` is what the models have in common."""
 
-    def __init__(self, settings: Settings, template: ModelSpec, output: Path | None = None) -> None:
-        """`template` holds what models have in common. Raises UsageError where `output` cannot be written."""
-        self.settings, self.template, self.output = settings, template, output
+    def __init__(self, settings: Settings, common: ModelSpec, output: Path | None = None) -> None:
+        """Start without models. Raises UsageError where `output` cannot be written."""
+        self.settings, self.common, self.output = settings, common, output
         self.workers: list[Worker] = []
-        self.history: dict[str, Conversation] = {}
-        self.rows: list[Row] = []
-        self.last: list[Row] = []
-        if settings.style:
-            get_style(settings.style)
-        if output:
-            self.save([])
+        self.history: dict[str, Messages] = {}
+        self.rows: list[dict] = []
+        self.last: list[dict] = []
+        self.save([])
 
-    def add(self, entries: list[dict[str, str]]) -> None:
-        """Load models at the same time. One that cannot be loaded says why, and the others go on."""
-        specs, taken = [], {worker.spec.name for worker in self.workers}
-        for entry in entries:
+    def add(self, wanted: list[ModelSpec]) -> None:
+        """Load models at the same time. One that fails says why, and the others go on."""
+        specs: list[ModelSpec] = []
+        for spec in wanted:
             try:
-                specs.append(self._spec(entry, taken))
+                specs.append(self.settled(spec, specs))
             except UsageError as error:
                 notice(f"error: {error}")
-        threads = cpu_threads(len(self.workers) + len(specs))
-        share = self.template.gpu_share / max(1, len(specs))
-        started = time.monotonic()
-        new = []
+        started, new = time.monotonic(), []
+        # Shared among the models, so that they do not fight for the processors.
+        affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        threads = len(affinity(0)) // max(1, len(self.workers) + len(specs)) or 1
         for spec in specs:
             notice(f"loading {spec.name} ...")
+            share = spec.gpu_share / len(specs)
             new.append(Worker(replace(spec, threads=threads, gpu_share=share)))
-        self.workers += new
-
-        def handle(worker: Worker, message: Message) -> None:
-            if message[0] == "ready":
-                notice(f"{worker.spec.name} is ready ({time.monotonic() - started:.0f} s)")
-            else:
-                notice(
-                    f"error: {worker.spec.name}: not loaded: {message[1].removeprefix(worker.spec.model + ': ')}"
-                )
-
-        def interrupt(waiting: list[Worker], _: int) -> None:
-            for worker in waiting:
+        for worker, answers in attend(new):
+            name = worker.spec.name
+            if answers is None:
                 worker.close()
-                notice(f"{worker.spec.name}: interrupted, not loaded")
+                notice(f"{name}: interrupted, not loaded")
+            elif answers:
+                said = answers[0].error.removeprefix(f"{worker.spec.model}: ")
+                notice(f"error: {name}: not loaded: {said}")
+            else:
+                notice(f"{name} is ready ({time.monotonic() - started:.0f} s)")
+        self.workers += [worker for worker in new if worker.state != "gone"]
 
-        attend(new, handle, interrupt)
-        self.workers = [worker for worker in self.workers if worker.state != "gone"]
-
-    def _spec(self, entry: dict[str, str], taken: set[str]) -> ModelSpec:
-        model, backend = entry["model"], entry.get("backend", self.template.backend)
-        if backend not in BACKENDS:
-            raise UsageError(
-                f"{model}: unknown backend {backend!r}: known ones are {', '.join(BACKENDS)}"
-            )
-        source = None if backend == "openai" else resolve_model(model)
-        style = entry.get("style") or ((source.record or {}).get("prompt") if source else None)
-        if style:
-            get_style(style)
-        name = first = entry.get("name") or (
-            source.name if source else model.rstrip("/").rsplit("/", 1)[-1]
-        )
-        copies = 1
-        while name in taken:
-            copies += 1
-            name = f"{first}-{copies}"
-        taken.add(name)
-        base_url = entry.get("base_url", self.template.base_url)
-        return replace(
-            self.template, model=model, name=name, backend=backend, base_url=base_url, style=style
-        )
+    def settled(self, spec: ModelSpec, others: list[ModelSpec]) -> ModelSpec:
+        """Find the model, how its run asked, and a name that no other has."""
+        if spec.backend not in BACKENDS:
+            unknown = f"{spec.model}: unknown backend {spec.backend!r}"
+            raise UsageError(f"{unknown}: known ones are {', '.join(BACKENDS)}")
+        source = None if spec.backend == "openai" else resolve_model(spec.model)
+        style, recorded = recorded_asking(source.record if source else None)
+        template = spec.chat_template_kwargs
+        if spec.style or style:
+            get_style(spec.style or style or "")
+        if template is None and style:
+            template = recorded
+        first = spec.name or (source.name if source else spec.model.rstrip("/").rpartition("/")[2])
+        taken = {each.name for each in [*others, *(worker.spec for worker in self.workers)]}
+        names = [first, *(f"{first}-{copy}" for copy in range(2, len(taken) + 2))]
+        name = next(name for name in names if name not in taken)
+        return replace(spec, name=name, style=spec.style or style, chat_template_kwargs=template)
 
     def drop(self, worker: Worker) -> None:
+        """End a model's process and forget its conversation."""
         worker.close()
         self.workers.remove(worker)
         self.history.pop(worker.spec.name, None)
 
     def close(self) -> None:
+        """End all processes."""
         for worker in self.workers:
             worker.close()
 
-    def style_of(self, spec: ModelSpec) -> PromptStyle:
-        """The style chosen for all; else that of the model's run; else, for comparison, that of the first run's."""
-        runs = [worker.spec.style for worker in self.workers if worker.spec.style]
-        return get_style(
-            self.settings.style or spec.style or next(iter(runs), TASKS["custom"].prompt)
-        )
+    def asking(self, spec: ModelSpec) -> Asking:
+        """Give how a model is asked: as chosen for all, else as in its run.
 
-    def request(
-        self, spec: ModelSpec, questions: list[str], sampling: Sampling, streamed: bool = False
-    ) -> Request:
-        """What a model is asked: each question at the end of its conversation so far."""
-        style = self.style_of(spec)
+        A model that no run made is asked as the first run's, for comparison.
+        """
+        runs = [worker.spec for worker in self.workers if worker.spec.style]
+        run = spec if spec.style or not runs else runs[0]
+        style = get_style(self.settings.style or run.style or TASKS["custom"].prompt)
         if self.settings.system is not None:
             style = replace(style, system=self.settings.system)
+        templates = (each.chat_template_kwargs for each in (self.settings, spec, run))
+        return Asking(style, next((each for each in templates if each is not None), {}))
+
+    def request(self, spec: ModelSpec, questions: list[str], sampling: Sampling) -> Request:
+        """Give what a model is asked: each question at the end of its conversation so far."""
         before = self.history.get(spec.name, [])
         conversations = [[*before, {"role": "user", "content": question}] for question in questions]
-        return Request(conversations, style, sampling, streamed)
+        return Request(conversations, self.asking(spec), sampling)
 
     def ask(self, question: str, screen: Screen) -> list[Answer]:
-        """Ask all models at the same time, show and keep their answers. Ctrl-C stops them; twice drops who does not."""
+        """Ask all models at the same time, show and keep their answers.
+
+        Ctrl-C stops them; pressed twice it drops those that do not stop.
+        """
         if not self.workers:
             raise UsageError("no model is loaded: /add MODEL")
-        sampling, started = self.settings.sampling(), time.monotonic()
-        answers = {worker.spec.name: Answer(worker.spec.name) for worker in self.workers}
-        for worker in self.workers:
-            worker.ask(self.request(worker.spec, [question], sampling, streamed=True))
-
-        with screen.watching(list(answers.values())) as changed:
-
-            def handle(worker: Worker, message: Message) -> None:
-                answer, kind = answers[worker.spec.name], message[0]
-                answer.seconds = time.monotonic() - started
-                if kind == "text":
-                    answer.text = message[1]
-                elif kind == "done":
-                    (completion,), stopped = message[1:]
-                    answer.text, answer.tokens = completion.text, completion.tokens
-                    answer.end = "interrupted" if stopped else completion.finish_reason
-                else:
-                    answer.end, answer.error = "error", message[1]
-                changed()
-
-            def interrupt(waiting: list[Worker], presses: int) -> None:
-                for worker in waiting:
-                    if presses == 1:
-                        worker.stop()
-                    else:
-                        worker.close()
-                        handle(worker, ("error", "did not stop, and was dropped"))
-
-            attend(self.workers, handle, interrupt)
+        sampling, workers = self.settings.sampling(), self.workers
+        answers = [Answer(worker.spec.name) for worker in workers]
+        for worker in workers:
+            request = self.request(worker.spec, [question], sampling)
+            worker.ask(replace(request, stream=True))
+        with screen.watching(answers) as changed:
+            for worker, new in attend(workers):
+                place = workers.index(worker)
+                for answer in worker.stop() if new is None else new:
+                    # What an answer that broke off had said so far is with the one before.
+                    answers[place] = replace(answer, text=answer.text or answers[place].text)
+                    changed()
         self._keep(question, sampling, answers)
-        self.workers = [worker for worker in self.workers if worker.state != "gone"]
-        return list(answers.values())
+        self.workers = [worker for worker in workers if worker.state != "gone"]
+        return answers
 
-    def _keep(self, question: str, sampling: Sampling, answers: dict[str, Answer]) -> None:
+    def _keep(self, question: str, sampling: Sampling, answers: list[Answer]) -> None:
+        """Save the answers, but for those that broke off."""
         self.last = []
-        for worker in self.workers:
-            spec, answer = worker.spec, answers[worker.spec.name]
+        for worker, answer in zip(self.workers, answers, strict=True):
             if answer.end == "error":
                 continue
-            row = self.row(spec, question, sampling, answer.text, answer.tokens, answer.end)
+            row = self.row(worker.spec, question, sampling, answer)
             if self.settings.conversation:
-                history = self.history.setdefault(spec.name, [])
+                history = self.history.setdefault(answer.name, [])
                 row["history"] = list(history)
-                history += [
-                    {"role": "user", "content": question},
-                    {"role": "assistant", "content": answer.text},
-                ]
+                history.append({"role": "user", "content": question})
+                history.append({"role": "assistant", "content": answer.text})
             self.last.append(row)
         self.rows += self.last
         self.save(self.last)
 
-    def row(
-        self, spec: ModelSpec, question: str, sampling: Sampling, text: str, tokens: int, end: str
-    ) -> Row:
-        """One answer, as it is saved."""
+    def row(self, spec: ModelSpec, question: str, sampling: Sampling, answer: Answer) -> dict:
+        """Give an answer as it is saved."""
+        asking, settings = self.asking(spec), {"backend": spec.backend, **asdict(self.settings)}
+        settings |= {"style": asking.style.name, "chat_template_kwargs": dict(asking.template)}
+        settings["seed"] = sampling.seed
         return {
             "question": question,
             "model": spec.model,
             "name": spec.name,
-            "reasoning": reasoning(text),
-            "answer": extract_lenient(text).text,
-            "completion": text,
-            "tokens": tokens,
-            "finish_reason": end,
-            "settings": self.recorded_settings(spec, sampling),
+            "reasoning": reasoning(answer.text),
+            "answer": extract_lenient(answer.text).text,
+            "completion": answer.text,
+            "tokens": answer.tokens,
+            "finish_reason": answer.end,
+            "settings": settings,
         }
 
-    def recorded_settings(self, spec: ModelSpec, sampling: Sampling) -> dict[str, Any]:
-        """What an answer was made with."""
-        return {
-            "backend": spec.backend,
-            "style": self.style_of(spec).name,
-            "system": self.settings.system,
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-        }
+    def grade(self, gold: str) -> list[tuple[str, Verdict]]:
+        """Judge the last answers, and note it in their rows: each model's name and the verdict."""
+        task = get_task("math" if canonical_number(gold) is None else "custom")
+        right = {"answer": task.canonical(gold) or gold, "task": task.name}
+        return [(row["name"], judge(row, right)) for row in self.last]
 
-    def grade(self, gold: str) -> list[tuple[Row, Verdict]]:
-        """Judge the last answers, and note the verdicts in their rows."""
-        verdicts = [
-            grade(row["completion"], gold, get_style(row["settings"]["style"])) for row in self.last
-        ]
-        for row, verdict in zip(self.last, verdicts, strict=True):
-            row |= {"gold": gold, "strict": verdict.strict, "lenient": verdict.lenient}
-        return list(zip(self.last, verdicts, strict=True))
-
-    def save(self, rows: list[Row]) -> None:
+    def save(self, rows: list[dict]) -> None:
         """Add rows to the output, if there is one."""
         if self.output is None:
             return
@@ -274,24 +262,25 @@ class Session:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             append_jsonl(self.output, rows)
         except OSError as error:
-            raise UsageError(
-                f"{self.output}: cannot be written ({error.strerror or error})"
-            ) from error
+            said = error.strerror or error
+            raise UsageError(f"{self.output}: cannot be written ({said})") from error
+
+
+def judge(saved: dict, right: Mapping[str, str]) -> Verdict:
+    """Grade a saved answer in the style that it was asked in, and note the verdict in it."""
+    row = Row(question=saved["question"], answer=right["answer"], task=right["task"])
+    verdict = grade(row, saved["completion"], get_style(saved["settings"]["style"]))
+    saved |= {"gold": right["answer"], "strict": verdict.strict, "lenient": verdict.lenient}
+    return verdict
 
 
 def reasoning(completion: str) -> str:
-    """What stands before the answer: thinking between tags, else the text up to the last mark, else all of it."""
+    """Give what stands before the answer.
+
+    That is the thinking between tags, else the text up to the last mark, else all of it.
+    """
     thought, end, _ = completion.rpartition("</think>")
     if end:
         return thought.replace("<think>", "", 1).strip()
-    start = next(
-        (start for start, mark, _ in marked(completion) if mark != "phrase"), len(completion)
-    )
-    return completion[:start].strip()
-
-
-def grade(completion: str, gold: str, style: PromptStyle) -> Verdict:
-    """Whether a completion gives the answer `gold`: a number, or else LaTeX."""
-    task = get_task("custom" if canonical_number(gold) is not None else "math")
-    answer = task.canonical(gold) or gold
-    return grade_row({"question": "", "answer": answer, "task": task.name}, completion, style)
+    starts = [start for start, mark, _ in marked(completion) if mark != "phrase"]
+    return completion[: max(starts, default=len(completion))].strip()
