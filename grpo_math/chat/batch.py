@@ -7,8 +7,10 @@ often the same was asked before. What is there goes by it, never by a model's na
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from grpo_math.chat.screen import Answer, notice
 from grpo_math.chat.session import Session, judge
@@ -21,7 +23,7 @@ from grpo_math.files import read_jsonl
 BATCH = {"transformers": 64, "vllm": 256, "openai": 32}
 
 
-def load_questions(path: str) -> list[dict]:
+def load_questions(path: str) -> Sequence[Mapping[str, Any]]:
     """Read rows with `question`. Where one has an `answer`, all are checked and graded as data.
 
     Raises:
@@ -69,7 +71,9 @@ def run_file(session: Session, path: str, output: Path) -> None:
 class Pass:
     """One model's way through the questions, batch by batch."""
 
-    def __init__(self, session: Session, worker: Worker, questions: list[dict]) -> None:
+    def __init__(
+        self, session: Session, worker: Worker, questions: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Ask for the digests of all questions: the first answers are for `number`."""
         self.session, self.worker, self.questions = session, worker, questions
         self.texts = [row["question"] for row in questions]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from grpo_math.chat.screen import Said, Screen, notice
 from grpo_math.chat.session import Session
-from grpo_math.chat.workers import Worker
 from grpo_math.data.rows import write_rows
 from grpo_math.data.styles import STYLES
 from grpo_math.errors import UsageError
@@ -107,25 +106,12 @@ def _add(session: Session, rest: str) -> Said:
 
 
 def _drop(session: Session, rest: str) -> Said:
-    worker = _find(session, rest)
-    session.drop(worker)
-    return f"dropped {worker.spec.name}"
-
-
-def _find(session: Session, rest: str) -> Worker:
     for place, worker in enumerate(session.workers, start=1):
         if rest in (worker.spec.name, str(place)):
-            return worker
-    names = ", ".join(worker.spec.name for worker in session.workers)
-    raise UsageError(
-        f"no model {rest!r}: there are {names or 'none'}; their numbers will do, too (/models)"
-    )
-
-
-def _styles(session: Session, rest: str) -> Said:
-    session.settings.change("style", rest or None)
-    styles = [(each.spec.name, session.asking(each.spec).style) for each in session.workers]
-    return [(name, style.name, style.system) for name, style in styles] or "no model is loaded"
+            session.drop(worker)
+            return f"dropped {worker.spec.name}"
+    names = ", ".join(worker.spec.name for worker in session.workers) or "none"
+    raise UsageError(f"no model {rest!r}: there are {names}; their numbers will do, too (/models)")
 
 
 def _mode(session: Session, rest: str) -> Said:
@@ -138,13 +124,19 @@ def _mode(session: Session, rest: str) -> Said:
     return "each question goes on where the last ended" if goes_on else "each question is a new one"
 
 
-def _change(name: str, label: str, unset: str = "") -> Command:
+def _change(name: str) -> Command:
     """Make the command that changes a setting and says what it is now."""
 
     def change(session: Session, rest: str) -> Said:
         session.settings.change(name, rest or None)
         value = getattr(session.settings, name)
-        return [(f"{label} {unset if value is None else value or 'none'}",)]
+        if name == "style":
+            styles = [(each.spec.name, session.asking(each.spec).style) for each in session.workers]
+            return [(model, style.name, style.system) for model, style in styles] or "no model"
+        label = "system prompt:" if name == "system" else name
+        if value in (None, ""):
+            value = UNSET.get(name) if value is None else "none"
+        return [(f"{label} {value}",)]
 
     return change
 
@@ -172,36 +164,28 @@ def _save(session: Session, rest: str) -> Said:
     return f"{len(session.rows)} answers in {path}"
 
 
-# Of each command what may follow it, and what it is for.
+UNSET = {
+    "system": "the style's own",
+    "seed": "new for every question",
+    "chat_template_kwargs": "each model's own",
+}
+# Of each setting what may be given, and what it is for.
+CHANGES = {
+    "system": ("TEXT | off | style", "another system prompt, none, or the style's"),
+    "style": ("NAME | own", f"how all are asked ({', '.join(STYLES)}), or as in their run"),
+    "chat_template_kwargs": ("JSON | own", "of the chat template, or each model's own"),
+    "temperature": ("N", "0 is greedy"),
+    "top_p": ("N", "sample from this share of likely tokens; 1 is all"),
+    "max_tokens": ("N", "of an answer"),
+    "seed": ("N | off", "of sampling; off draws one for every question"),
+}
 COMMANDS: dict[str, tuple[str, str, Command]] = {
     "help": ("", "this", _help),
     "models": ("", "the models that are loaded", _models),
     "add": ("MODEL [BACKEND]", "load one more", _add),
     "drop": ("NAME", "end a model's process and free its memory", _drop),
-    "system": (
-        "TEXT | off | style",
-        "another system prompt, none, or the style's",
-        _change("system", "system prompt:", "the style's own"),
-    ),
-    "style": (
-        "NAME | own",
-        f"how all are asked ({', '.join(STYLES)}), or as in their run",
-        _styles,
-    ),
+    **{name: (*words, _change(name)) for name, words in CHANGES.items()},
     "mode": ("conversation | one_shot", "whether questions follow on each other", _mode),
-    "temperature": ("N", "0 is greedy", _change("temperature", "temperature")),
-    "top_p": ("N", "sample from this share of likely tokens; 1 is all", _change("top_p", "top_p")),
-    "max_tokens": ("N", "of an answer", _change("max_tokens", "max_tokens")),
-    "seed": (
-        "N | off",
-        "of sampling; off draws one for every question",
-        _change("seed", "seed", "new for every question"),
-    ),
-    "chat_template_kwargs": (
-        "JSON | own",
-        "arguments of the chat template, or each model's own",
-        _change("chat_template_kwargs", "chat_template_kwargs", "each model's own"),
-    ),
     "reset": ("", "begin a new conversation", _reset),
     "grade": ("42", "judge the last answers, as training and evaluation do", _grade),
     "save": ("FILE.jsonl", "write all answers so far, with their grades", _save),

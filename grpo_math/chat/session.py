@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from grpo_math.chat.screen import Answer, Screen, notice
 from grpo_math.chat.workers import BACKENDS, ModelSpec, Request, Worker, attend
@@ -266,7 +267,7 @@ class Session:
             raise UsageError(f"{self.output}: cannot be written ({said})") from error
 
 
-def judge(saved: dict, right: Mapping[str, str]) -> Verdict:
+def judge(saved: dict, right: Mapping[str, Any]) -> Verdict:
     """Grade a saved answer in the style that it was asked in, and note the verdict in it."""
     row = Row(question=saved["question"], answer=right["answer"], task=right["task"])
     verdict = grade(row, saved["completion"], get_style(saved["settings"]["style"]))
