@@ -136,3 +136,29 @@ def test_an_adapter_fits_the_model_or_is_refused_before_loading(flags, words):
     config = AutoConfig.from_pretrained(STARTER)
     with nullcontext() if words is None else pytest.raises(UsageError, match=re.escape(words)):
         check_adapter(config, args, model_args)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_that_fsdp2_spreads_are_gathered_layer_by_layer(one_process):
+    """As in an unspread model; the group has one process, but every parameter is a distributed tensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    spread = trained("plain")
+    sent = {name: tensor.clone() for name, tensor in generation(spread)._iter_named_params()}
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in [*spread.get_base_model().model.layers, spread]:
+        fully_shard(layer, mesh=mesh)
+    engine = generation(spread)
+    engine._dist.fsdp_version = 2
+    gathered = dict(engine._iter_named_params())
+    assert gathered.keys() == sent.keys()
+    assert all(torch.equal(gathered[name], sent[name]) for name in sent)
