@@ -13,6 +13,7 @@ that it began with; evaluations of other models stand in the report, but not in 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from grpo_math.errors import UsageError, run
@@ -58,6 +59,10 @@ def main() -> None:
 
     runs = [read_run(folder) for folder in args.runs]
     evaluations = [add_evaluation(runs[0], args.runs[0], path) for path in args.evals]
+    for measured, place in evaluations:
+        if place.step is None:
+            told = f"{measured.model} is {place.words} by its files, and not on the curve"
+            print(f"note: {measured.path}: {told}", file=sys.stderr)
     name_apart(runs, args.runs)
     output = args.output or args.runs[0] / "training.png"
     write_bytes_atomic(output, render(draw(runs), "png"))

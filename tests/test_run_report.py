@@ -150,6 +150,13 @@ def test_accuracies_of_a_run_are_told_by_the_models_files(tmp_path, run_folder):
     assert said[other] == said[changed] == "not a model of this run" and said[moved] == "step 3 of this run"
 
 
+def test_what_is_not_drawn_is_said(tmp_path, run_folder):
+    other = save_model(tmp_path / "other/run/checkpoint-final", "another run of this name")
+    evaluation = save_evaluation(tmp_path / "e.json", other, 0.2)
+    done = script(["plot_training.py", run_folder, "--evals", evaluation], tmp_path)
+    assert done.returncode == 0 and "not a model of this run by its files, and not on the curve" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "step"),
     [
