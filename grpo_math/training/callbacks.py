@@ -13,10 +13,7 @@ from types import FrameType
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback
-from transformers import TrainerControl as Control
-from transformers import TrainerState as State
-from transformers import TrainingArguments as Args
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_math.errors import tell_job
 from grpo_math.files import write_text_atomic
@@ -32,7 +29,9 @@ class MetricsFile(TrainerCallback):
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if not state.is_world_process_zero or not self.path.exists():
             return
         kept = []
@@ -45,7 +44,14 @@ class MetricsFile(TrainerCallback):
                 kept.append(line + "\n")
         write_text_atomic(self.path, "".join(kept))
 
-    def on_log(self, args: Args, state: State, control: Control, logs: Logs, **_: object) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Logs,
+        **_: object,
+    ) -> None:
         if not state.is_world_process_zero:
             return
         row = {"step": state.global_step, "time": round(time.time(), 3), **logs}
@@ -56,10 +62,20 @@ class MetricsFile(TrainerCallback):
 class StepPrinter(TrainerCallback):
     """Print a line per logged step, as a batch job's log cannot show a progress bar."""
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
-        self.started, self.first_step = time.time(), state.global_step
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self.started = time.time()
+        self.first_step = state.global_step
 
-    def on_log(self, args: Args, state: State, control: Control, logs: Logs, **_: object) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Logs,
+        **_: object,
+    ) -> None:
         if not state.is_world_process_zero or "reward" not in logs:
             return
         parts = [f"step {state.global_step}/{state.max_steps}", f"reward {logs['reward']:.3f}"]
@@ -91,17 +107,22 @@ class CompleteCheckpoints(TrainerCallback):
     def __init__(
         self, record: RunRecord, is_exact: Callable[[int], bool], say: Callable[[str], None]
     ) -> None:
-        self.record, self.is_exact, self.say = record, is_exact, say
+        self.record = record
+        self.is_exact, self.say = is_exact, say
         self.run_dir = Path(record["arguments"]["output_dir"])
         self.keep: int | None = record["arguments"]["save_total_limit"]
         self.due = self.has_said = False
         self.saved: int | None = None  # the step of the last checkpoint of this process
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         state.compute_steps(args, state.max_steps)  # or the checkpoint's --save_steps would count
         self.last = next(filter(self.is_exact, range(state.max_steps, -1, -1)))
 
-    def on_step_end(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         step = state.global_step
         is_last = step == self.last and args.save_strategy != "no"
         self.due |= control.should_save or is_last
@@ -114,12 +135,17 @@ class CompleteCheckpoints(TrainerCallback):
                 f"written {when}, where a run can be continued exactly"
             )
 
-    def on_epoch_end(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         is_new = state.global_step != self.saved
         control.should_save &= is_new and self.is_exact(state.global_step)
 
-    def on_save(self, args: Args, state: State, control: Control, **_: object) -> None:
-        self.saved, self.due = state.global_step, False
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self.saved = state.global_step
+        self.due = False
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
@@ -150,15 +176,21 @@ class StopSignal(TrainerCallback):
             raise SystemExit(128 + number)  # nothing to save yet
         self.received = True
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.training = True
 
-    def on_step_end(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if not self.is_exact(state.global_step) or state.global_step >= state.max_steps:
             return
         if reduce(torch.tensor(float(self.received), device=args.device)).item():
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Args, state: State, control: Control, **_: object) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         # Python takes its own handlers away at exit, and then USR1 would kill.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
