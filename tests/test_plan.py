@@ -47,7 +47,7 @@ def test_the_model_that_the_command_line_names_is_the_one_that_is_trained(tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text("model_name_or_path: of/recipe\n")
     options = parse_options([*words.split(), "--output_dir", "x"], "")
-    args, model_args = settle_arguments(options, parse_trl_arguments(options, MACHINE), Facts())
+    _, model_args = settle_arguments(options, parse_trl_arguments(options, MACHINE), Facts())
     assert options.model == model_args.model_name_or_path == model
 
 
