@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -13,9 +14,21 @@ from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.settle import Facts, settle_arguments
 from grpo_math.training.regroup import divide, loss_mask, regroup, trained
 from grpo_math.training.trainer import LOSS_TYPES, MathGRPOTrainer
+from trl import chat_template_utils
 
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
-from trainer_runs import ALIKE, GROUP, SHAPES, Recorder, WithPositions, build, compare, relative_error, tiny_model
+from trainer_runs import (
+    ALIKE,
+    GROUP,
+    SHAPES,
+    Recorder,
+    WithPositions,
+    build,
+    compare,
+    random_completions,
+    relative_error,
+    tiny_model,
+)
 
 TOLERANCE = 1e-5  # relative, in float32
 ONE_PROCESS = [f"{shape} {alike} bnpo" for shape in SHAPES for alike in ALIKE if alike != "rank"]
@@ -293,6 +306,89 @@ def test_every_process_makes_the_same_number_of_passes_whatever_the_lengths(tmp_
             assert len(passes) == 4
             expected = plain._get_per_token_logps_and_entropies(plain.model, ids, every, 60)[0]
         assert torch.allclose(found, expected * mask, atol=1e-5)
+
+
+MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+def sampled(kind, mode):
+    """A trainer whose completions come with the log-probabilities of another sampler, as vLLM's do; one is unknown."""
+
+    def with_log_probs(self, prompt_ids, *args, **kwargs):
+        ids, _ = random_completions(self, prompt_ids)
+        noise = torch.Generator().manual_seed(self._step)
+        logps = [(-6.2 + 0.3 * torch.randn(len(each), generator=noise)).tolist() for each in ids]
+        logps[0][0] = None
+        return ids, logps
+
+    def trainer(folder, **arguments):
+        made = build(kind, folder, "half", vllm_importance_sampling_mode=mode, **arguments)
+        made.use_vllm = True  # what TRL asks when it weights samples; no engine is started
+        made.vllm_importance_sampling_clip_min = 0.8
+        type(made)._generate_single_turn = with_log_probs
+        passes = []
+        made.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+        recorder = Recorder()
+        made.add_callback(recorder)
+        made.train()
+        return recorder.gradients, passes, made.state.log_history[:-1]
+
+    return trainer
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vllms_ratio_comes_from_the_training_pass_when_on_policy(mode, tmp_path):
+    shape = SHAPES["accumulated"] | {"gradient_accumulation_steps": 4}
+    theirs, plain_passes, plain = sampled(WithPositions, mode)(tmp_path, **shape)
+    ours, passes, logged = sampled(MathGRPOTrainer, mode)(tmp_path, **shape)
+    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
+    assert plain_passes.count(False) == 8 and plain_passes.count(True) == 8
+    assert passes.count(False) == 0 and passes.count(True) == 8
+    for row, other in zip(logged, plain, strict=True):
+        names = [name for name in other if name.startswith("sampling/")]
+        assert len(names) == 5 and set(names) <= row.keys()
+        assert ("sampling/masked_fraction" in row) == mode.endswith("mask")
+
+
+def test_off_policy_the_ratio_is_that_of_the_weights_that_generated(tmp_path):
+    shape = SHAPES["long_generations"]
+    theirs, _, _ = sampled(WithPositions, "token_truncate")(tmp_path, **shape)
+    ours, passes, _ = sampled(MathGRPOTrainer, "token_truncate")(tmp_path, **shape)
+    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
+    assert passes.count(False) == 4 * 1  # of one generation, in as many passes as TRL makes
+
+
+def test_weights_are_cast_once_for_a_whole_generation_without_vllm(tmp_path):
+    trainer = build(MathGRPOTrainer, tmp_path, "none", max_steps=1, bf16=True)
+    kinds = []
+    head = trainer.model.model.layers[0].mlp.up_proj
+    head.register_forward_hook(
+        lambda *_: kinds.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+    )
+    entered = []
+    autocast = trainer.accelerator.autocast
+    trainer.accelerator.autocast = lambda *a, **k: entered.append(1) or autocast(*a, **k)
+    completions, _ = MathGRPOTrainer._generate_single_turn(trainer, [[30, 40, 50]] * 2, None, {}, 2)
+    assert len(completions) == 2 and kinds == [(True, True)] * len(kinds) and len(kinds) >= 1
+    assert entered == [1]
+
+
+def test_rewards_judge_the_text_of_the_token_ids(tmp_path):
+    """Where a tokenizer's parser takes the reasoning out of the content, too."""
+    trainer = build(MathGRPOTrainer, tmp_path, "none", max_steps=1)
+    texts = ["<think>2 plus 2</think><answer>4</answer>", "<answer>5</answer>"] * 2
+    ids = [[*trainer._tokenizer(text)["input_ids"], trainer.eos_token_ids[0]] for text in texts]
+    type(trainer)._generate_single_turn = lambda *_, **__: ([list(each) for each in ids], None)
+    templates = Path(chat_template_utils.__file__).with_name("chat_templates")
+    trainer._tokenizer.chat_template = (templates / "qwen3.jinja").read_text()
+    chat_template_utils.add_response_schema(trainer._tokenizer)
+    seen = []
+    trainer.reward_funcs = [lambda completions, **_: seen.extend(completions) or [0.0] * len(completions)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._generate_and_score_completions([{"prompt": [{"role": "user", "content": "2 + 2?"}]}] * 4)
+    expected = trainer._tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert [message["content"] for (message,) in seen] == expected and "think" in expected[0]
 
 
 def test_the_script_trains_without_a_baseline_and_says_what_it_skips(tmp_path):
