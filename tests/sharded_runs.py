@@ -1,7 +1,7 @@
 """Full gradients of spread models, by plain GRPOTrainer and by this project's, for test_sharded.py to compare.
 
-In each process of a launch: python sharded_runs.py FOLDER CASE... ; a case is that of trainer_runs.py, "uneven" gives one
-process a long completion among short ones and the other lengths of all kinds.
+In each process of a launch: python sharded_runs.py FOLDER CASE... ; a case is that of trainer_runs.py. "uneven" gives
+one process a long completion among short ones, and the other lengths of all kinds.
 """
 
 from __future__ import annotations
@@ -108,4 +108,5 @@ if __name__ == "__main__":
                 torch.save(gradients, folder / f"{number}-{name}.pt")
                 (folder / "spread.json").write_text(json.dumps({"type": spread, "packs": packs}))
             PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

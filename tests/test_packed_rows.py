@@ -7,8 +7,9 @@ import pytest
 import torch
 from grpo_math.generation.decode_attention import fast_attention
 from grpo_math.models.traits import why_not_packed
-from grpo_math.training import packed_rows
-from grpo_math.training.packed_rows import PackedAttention, flash_segments, log_probs, pack, sdpa_segments
+from grpo_math.training import packed_attention
+from grpo_math.training.packed_attention import PackedAttention, flash_segments, sdpa_segments
+from grpo_math.training.packed_rows import log_probs, pack
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
@@ -108,7 +109,7 @@ def test_a_packed_row_gives_what_padding_gives_or_is_not_used(kind):
     why = why_not_packed(model)
     assert why is None if reason is None else reason in why
     if reason is None:
-        packed_rows.use_packed_attention(model)
+        packed_attention.use_packed_attention(model)
         check(model, micro_batch(*LENGTHS))
 
 
@@ -124,7 +125,7 @@ def test_a_packed_row_gives_what_padding_gives_or_is_not_used(kind):
 )
 def test_shapes_at_the_edge(prompts, completions, different):
     model = tiny("mistral", {"sliding_window": 5})
-    packed_rows.use_packed_attention(model)
+    packed_attention.use_packed_attention(model)
     check(model, micro_batch(prompts, completions, different))
 
 
@@ -144,7 +145,7 @@ def test_gradient_checkpointing_and_adapters_change_nothing(reentrant, adapter):
         config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
         model = peft.get_peft_model(model, config)
         model.enable_input_require_grads()
-    packed_rows.use_packed_attention(model)
+    packed_attention.use_packed_attention(model)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     check(model, micro_batch(*LENGTHS))
 
@@ -154,16 +155,16 @@ def test_without_a_layout_attention_is_what_it_was():
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        packed_rows.use_packed_attention(model)
+        packed_attention.use_packed_attention(model)
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_a_model_that_has_generated_before_is_packed_all_the_same():
     model = tiny("llama", {})
-    packed_rows.ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward  # as if nothing had been trained yet
+    packed_attention.ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward  # as if nothing had been trained yet
     with fast_attention():
         pass
-    packed_rows.use_packed_attention(model)
+    packed_attention.use_packed_attention(model)
     check(model, micro_batch(*LENGTHS))
 
 
@@ -218,13 +219,13 @@ def test_a_model_with_flash_attention_takes_the_varlen_call(monkeypatch):
     model = tiny("llama", {})
     sides = micro_batch(*LENGTHS)
     expected, _ = padded(model, sides)
-    monkeypatch.setattr(packed_rows, "lazy_import_flash_attention", lambda name: ((None, reference_varlen), None))
-    plain = packed_rows.ALL_ATTENTION_FUNCTIONS["sdpa"]
-    packed_rows.ALL_ATTENTION_FUNCTIONS["sdpa"] = PackedAttention("flash_attention_2", plain)
+    monkeypatch.setattr(packed_attention, "lazy_import_flash_attention", lambda name: ((None, reference_varlen), None))
+    plain = packed_attention.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    packed_attention.ALL_ATTENTION_FUNCTIONS["sdpa"] = PackedAttention("flash_attention_2", plain)
     try:
         found, _ = log_probs(model, pack(*sides))
     finally:
-        packed_rows.ALL_ATTENTION_FUNCTIONS["sdpa"] = plain
+        packed_attention.ALL_ATTENTION_FUNCTIONS["sdpa"] = plain
     assert torch.allclose(found * sides[3], expected, atol=1e-5)
 
 
@@ -237,15 +238,15 @@ def test_keys_are_expanded_on_a_gpu_only_where_torch_would_fall_back_to_its_slow
         asked.append(parameters.enable_gqa)
         return allowed
 
-    real = packed_rows.scaled_dot_product_attention
+    real = packed_attention.scaled_dot_product_attention
 
     def attention(query, key, *more, **how):
         used.append((query.size(1), key.size(1), how["enable_gqa"]))
         return real(query, key, *more, **how)
 
-    monkeypatch.setattr(packed_rows, "can_use_efficient_attention", ask)
-    monkeypatch.setattr(packed_rows, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr(packed_rows, "FUSED_DEVICES", ())
+    monkeypatch.setattr(packed_attention, "can_use_efficient_attention", ask)
+    monkeypatch.setattr(packed_attention, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(packed_attention, "FUSED_DEVICES", ())
     layout = pack(*micro_batch(*LENGTHS)).layout
     states = [torch.randn(sum(layout.sizes), heads, 8) for heads in (4, 2, 2)]
     sdpa_segments(states, layout, None, None, 0.0)

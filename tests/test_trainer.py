@@ -12,8 +12,9 @@ import torch
 from grpo_math.errors import UsageError
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.settle import Facts, settle_arguments
+from grpo_math.training.exactness import LOSS_TYPES
 from grpo_math.training.regroup import divide, loss_mask, regroup, trained
-from grpo_math.training.trainer import LOSS_TYPES, MathGRPOTrainer
+from grpo_math.training.trainer import MathGRPOTrainer
 from trl import chat_template_utils
 
 from conftest import ROOT, STARTER, read_rows, script, write_jsonl
@@ -322,9 +323,10 @@ def sampled(kind, mode):
         return ids, logps
 
     def trainer(folder, **arguments):
-        made = build(kind, folder, "half", vllm_importance_sampling_mode=mode, **arguments)
+        made = build(
+            kind, folder, "half", vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=0.8, **arguments
+        )
         made.use_vllm = True  # what TRL asks when it weights samples; no engine is started
-        made.vllm_importance_sampling_clip_min = 0.8
         type(made)._generate_single_turn = with_log_probs
         passes = []
         made.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))

@@ -1,7 +1,8 @@
-"""Attention of one new token a row, on a CPU, where transformers' way to it is slow.
+"""Attend with one new token a row, on a CPU, where transformers' way to it is slow.
 
-transformers copies keys and values for each of the heads that share them, and torch's kernel is made for many queries.
-With one query a row, two batched matrix products on keys and values where they lie are enough.
+transformers copies keys and values for each of the heads that share them, and torch's kernel is
+made for many queries. With one query a row, two batched matrix products on keys and values where
+they lie are enough.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def leave_room(columns: Tensor, whole: Tensor) -> Tensor:
-    """The first columns of keys or values that have room behind them: `decode_attention` reads both, as memory without
-    gaps is read faster. What stands in the room has to be finite."""
+    """Mark columns of keys or values as the first ones of `whole`, which has room behind them.
+
+    `decode_attention` reads the room, too, as memory without gaps is read faster. What stands
+    there has to be finite.
+    """
     columns.whole = whole
     return columns
 
@@ -32,16 +36,14 @@ def decode_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Take the place of transformers' `sdpa_attention_forward`, and leave to it what is not one query a row on a CPU.
+    """Attend as `sdpa_attention_forward` does, which gets all but one query a row on a CPU.
 
-    Args:
-        query: (rows, heads, 1, size); `heads` is a multiple of the heads of keys and values, neighbours share one.
-        key, value: (rows, heads of keys, columns, size).
-        attention_mask: (rows or 1, heads or 1, 1, columns), true where a token is seen, or what to add to its
-            score; None where all are.
+    query: (rows, heads, 1, size), where neighbours among the heads share those of the keys.
+    key, value: (rows, heads of keys, columns, size).
+    attention_mask: (rows or 1, heads or 1, 1, columns), true where a token is seen, or what to add
+        to its score; None where all are.
 
-    Returns:
-        (rows, 1, heads, size), and None in place of the weights.
+    Gives (rows, 1, heads, size), and None in place of the weights.
     """
     rows, heads, queries, size = query.shape
     more = options.get("dropout") or options.get("position_bias") is not None

@@ -1,8 +1,9 @@
-"""Generation with transformers in which finished completions leave the batch, and waiting ones take their places.
+"""Generate with transformers; completed rows leave the batch, and waiting ones take their places.
 
-`generate` of transformers runs every row of a batch until its longest is finished, and computes a prompt as often as it
-is answered. Here the batch is kept full, a prompt is computed once for all its completions that start together, and
-keys and values are written into room that is there already. The distribution is the same.
+`generate` of transformers runs every row of a batch until its longest ends, and computes a prompt
+as often as it is answered. Here the batch is kept full, a prompt is computed once for all its
+completions that start together, and keys and values are written into room that is there already.
+The distribution is the same.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ Choose = Callable[[Tensor], Tensor]
 Finished = Callable[[list[int]], bool]
 
 ROOM = 32  # columns that there are for tokens to come whenever a batch is made
-STALE = 8  # one of so many rows may be finished, or missing, before the batch is made anew, which costs a copy of it
+# One of so many rows may be complete, or missing, before the batch is made anew, which copies it.
+STALE = 8
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of a cache whose `keys` and `values`, (rows, heads, columns, size of a head), are the first columns of
-    larger tensors, `whole`: others fit in behind them without a copy."""
+    """A cache's layer with room: its columns are the first ones of larger tensors, `whole`.
+
+    keys, values: (rows, heads, columns, size of a head). More fit in behind them without a copy.
+    """
 
     whole: tuple[Tensor, Tensor]
 
@@ -50,19 +54,19 @@ class RoomyLayer(DynamicLayer):
         return self.show(end)
 
     def show(self, end: int) -> tuple[Tensor, Tensor]:
-        """Let the layer be the columns before `end`."""
+        """Let the layer be the columns before `end`, and give them."""
         self.keys, self.values = (leave_room(part[:, :, :end], part) for part in self.whole)
         return self.keys, self.values
 
     def put(self, places: Tensor, other: RoomyLayer, rows: Tensor) -> None:
-        """Put the last columns of another layer's rows into the last ones here, in the place of other rows."""
+        """Put the last columns of another layer's rows into the last ones of rows here."""
         width = min(self.get_seq_length(), other.get_seq_length())
         for part, source in ((self.keys, other.keys), (self.values, other.values)):
             part[places, :, part.shape[-2] - width :] = source[rows, :, source.shape[-2] - width :]
 
     @classmethod
     def of(cls, parts: list[tuple[RoomyLayer, Tensor]], width: int) -> RoomyLayer:
-        """The last `width` columns of rows of layers, one below the other."""
+        """Give the last `width` columns of rows of layers, one below the other."""
         layer, first, counts = cls(), parts[0][0], [len(rows) for _, rows in parts]
         sizes = [(sum(counts), like.shape[1], width + ROOM, like.shape[-1]) for like in first.whole]
         layer.update(*(like.new_zeros(size) for like, size in zip(first.whole, sizes, strict=True)))
@@ -74,7 +78,10 @@ class RoomyLayer(DynamicLayer):
 
 
 def chooser(temperature: float, top_p: float = 1.0, top_k: int = 0) -> Choose:
-    """Next tokens, (rows,), from logits, (rows, vocabulary), as transformers chooses them; temperature 0 is greedy."""
+    """Give what chooses the next tokens, (rows,), from logits, (rows, vocabulary).
+
+    It chooses as transformers does; temperature 0 is greedy.
+    """
     if temperature == 0:
         return lambda logits: logits.argmax(-1)
     warpers: list[Any] = [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
@@ -92,10 +99,9 @@ def chooser(temperature: float, top_p: float = 1.0, top_k: int = 0) -> Choose:
 def finisher(
     ends: list[int], most: int, stop: tuple[str, ...] = (), tokenizer: Any = None
 ) -> Finished:
-    """Whether a completion is whole: by its length, by its last token, or by a string of `stop` in it."""
-    tail = (
-        max(map(len, stop), default=0) + 4
-    )  # tokens: as a token has a character at least, but for parts of one
+    """Give what tells a complete completion by its length, its last token or a string of `stop`."""
+    # In tokens: each has a character at least, but for parts of one.
+    tail = max(map(len, stop), default=0) + 4
 
     def finished(completion: list[int]) -> bool:
         if completion[-1] in ends or len(completion) >= most:
@@ -106,7 +112,7 @@ def finisher(
 
 
 def stopping_criteria(stopped: Finished | None, start: int) -> StoppingCriteriaList:
-    """For transformers' `generate`: each row ends where `stopped` says so of its tokens from `start` on."""
+    """End a row of transformers' `generate` where `stopped` says so of its tokens from `start`."""
     if not stopped:
         return StoppingCriteriaList()
 
@@ -118,9 +124,11 @@ def stopping_criteria(stopped: Finished | None, start: int) -> StoppingCriteriaL
 
 @dataclass
 class Batch:
-    """Completions in flight: which, where there is a token, the one that comes next, and keys and values of the others.
+    """Completions in flight.
 
-    `index` is the row of `cache` that a completion goes on from; several may share one when they start.
+    rows: which they are. mask: where there is a token. last: the newest token. cache: keys and
+    values of the others. index: the row of the cache that a completion goes on from; several may
+    share one when they start.
     """
 
     rows: list[int]
@@ -139,12 +147,10 @@ class Batch:
 
 
 class Decoder:
-    """Completes prompts with a model.
+    """Complete prompts with a model.
 
-    Args:
-        choose: see `chooser`; the logits are float32.
-        finished: see `finisher`.
-        pad: token id to fill up shorter prompts with.
+    choose: see `chooser`; the logits are float32. finished: see `finisher`. pad: the token id that
+    fills up shorter prompts.
     """
 
     def __init__(self, model: Any, choose: Choose, finished: Finished, pad: int) -> None:
@@ -156,20 +162,16 @@ class Decoder:
     @torch.no_grad()
     @fast_attention()
     def complete(self, prompts: list[list[int]], in_flight: int) -> list[list[int]]:
-        """The completion of each prompt, as token ids up to the one that finished it; `in_flight` at a time."""
+        """Give the completion of each prompt, token ids up to its end; `in_flight` at a time."""
         self.completions: list[list[int]] = [[] for _ in prompts]
         self.done: set[int] = set()
         waiting: list[int] = list(range(len(prompts)))
         batch: Batch | None = None
         while True:
-            alive: list[int] = (
-                [i for i, row in enumerate(batch.rows) if row not in self.done] if batch else []
-            )
-            if (
-                batch
-                and not batch.full
-                and (len(batch.rows) - len(alive)) * STALE < len(batch.rows)
-            ):
+            in_batch = batch.rows if batch else []
+            alive = [place for place, row in enumerate(in_batch) if row not in self.done]
+            stale = (len(in_batch) - len(alive)) * STALE >= len(in_batch)
+            if batch and not batch.full and not stale:
                 self._step(batch)
                 continue
             chosen, waiting = waiting[: in_flight - len(alive)], waiting[in_flight - len(alive) :]
@@ -182,18 +184,18 @@ class Decoder:
 
     def _start(self, rows: list[int], prompts: list[list[int]]) -> Batch:
         """Run prompts, equal ones once, and choose the first tokens."""
-        numbers = {
-            ids: number
-            for number, ids in enumerate(dict.fromkeys(tuple(prompts[row]) for row in rows))
-        }
-        width = max(map(len, numbers))
-        ids = torch.tensor(
-            [[self.pad] * (width - len(prompt)) + list(prompt) for prompt in numbers]
-        )
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in numbers])
+        asked = [tuple(prompts[row]) for row in rows]
+        different = list(dict.fromkeys(asked))
+        numbers = {prompt: number for number, prompt in enumerate(different)}
+        width = max(map(len, different))
+        ids = torch.full((len(different), width), self.pad)
+        mask = torch.zeros(ids.shape, dtype=torch.long)
+        for number, prompt in enumerate(different):
+            ids[number, width - len(prompt) :] = torch.tensor(prompt)
+            mask[number, width - len(prompt) :] = 1
         cache = Cache(layer_class_to_replicate=RoomyLayer)
         logits = self._run(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        index = torch.tensor([numbers[tuple(prompts[row])] for row in rows], device=logits.device)
+        index = torch.tensor([numbers[prompt] for prompt in asked], device=logits.device)
         last = self._append(rows, logits[index])
         return Batch(rows, mask.to(logits.device)[index], last, cache, index)
 
@@ -204,7 +206,7 @@ class Decoder:
         batch.last = self._append(batch.rows, self._run(batch.last, mask, positions, batch.cache))
 
     def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """(rows, vocabulary): float32 logits of the last tokens."""
+        """Give float32 logits of the last tokens, (rows, vocabulary)."""
         device = self.model.device
         output = self.model(
             input_ids=ids.to(device),
@@ -217,7 +219,7 @@ class Decoder:
         return output.logits[:, -1].float()
 
     def _append(self, rows: list[int], logits: Tensor) -> Tensor:
-        """Choose the next tokens, (rows, 1), and add them to the completions that are not finished."""
+        """Choose the next tokens, (rows, 1), and add them to completions that are not complete."""
         chosen = self.choose(logits)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             if row not in self.done:
@@ -228,12 +230,12 @@ class Decoder:
 
 
 def align(mask: Tensor, end: int, columns: int) -> Tensor:
-    """A mask in so many columns, with its last one before `end`: cut on the left, or padded with nothing."""
+    """Give a mask in so many columns whose last one is before `end`: cut or padded on the left."""
     return torch.nn.functional.pad(mask, (end - mask.size(1), columns - end))
 
 
 def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
-    """Put completions that start in the places of those that are finished; False where there is no room for them."""
+    """Put completions that start in the places of complete ones, and tell whether they fit."""
     finished = sorted(set(range(len(batch.rows))) - set(alive))
     if batch.full or started.end > batch.end or len(finished) != len(started.rows):
         return False
@@ -248,7 +250,7 @@ def replace(batch: Batch, alive: list[int], started: Batch) -> bool:
 
 
 def merge(parts: list[tuple[Batch, list[int]]]) -> Batch:
-    """Chosen completions of batches in a new one, without the columns that none of them needs."""
+    """Give chosen completions of batches as one, without the columns that none of them needs."""
     chosen = [(batch, torch.tensor(numbers, device=batch.mask.device)) for batch, numbers in parts]
     width = max(int(batch.mask[own].sum(1).max()) for batch, own in chosen)
     layers = [

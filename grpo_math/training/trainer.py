@@ -2,8 +2,8 @@
 
 - A micro-batch runs as one packed row: `packed_rows`.
 - Completions without an advantage do not run, as their gradient is zero: `regroup`.
-- With vLLM on-policy, the importance ratio comes from the training pass, and no other pass is made.
-- Without vLLM, generation in which finished completions leave the batch; stop strings.
+- With vLLM on-policy, the importance ratio comes from the training pass; there is no other.
+- Without vLLM, generation from which complete rows leave the batch; stop strings.
 - Advantages without a baseline: the rewards themselves.
 
 Metrics are TRL's, over all completions, with one exception. What only a forward pass can tell,
@@ -26,18 +26,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.models import unwrap_model_for_generation
 
-from grpo_math.generation.decoder import Decoder, chooser, finisher
-from grpo_math.models.traits import can_decode, position_note, takes_positions, why_not_packed
+from grpo_math.models.traits import position_note, takes_positions, why_not_packed
 from grpo_math.terminal import say
-from grpo_math.training.greedy import greedy
-from grpo_math.training.packed_rows import (
-    LayoutIgnored,
-    log_probs,
-    pack,
-    use_packed_attention,
-)
+from grpo_math.training.completing import decode, decodes, greedy, stopped_after
+from grpo_math.training.exactness import why_not_exact
+from grpo_math.training.importance import sampling_ratio
+from grpo_math.training.packed_attention import use_packed_attention
+from grpo_math.training.packed_rows import LayoutIgnored, log_probs, pack
 from grpo_math.training.regroup import (
     SIDES,
     Batch,
@@ -51,19 +47,22 @@ from grpo_math.training.sampling import EpochSampler, InformativeDraws
 from grpo_math.training.step_metrics import StepMetrics
 from grpo_math.training.vllm_weights import LoraGeneration
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
-
 
 @dataclass(frozen=True)
 class Scored:
-    """What the model gave for a micro-batch, (B, T) each: TRL's loss gets it in the model's place."""
+    """What the model gave for a micro-batch, (B, T) each. TRL's loss gets it as its model."""
 
     log_probs: Tensor
     entropies: Tensor
 
 
+def note(done: str, why_not: str | None) -> str:
+    """Say what is done, or why nothing is."""
+    return f"nothing: {why_not}" if why_not else f"{done}; the gradient is the same"
+
+
 class MathGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer without work whose gradient is zero, without padding, without work done twice.
+    """GRPOTrainer without padding, and without work that changes nothing or was done before.
 
     baseline: whether advantages are rewards less a baseline, or the rewards themselves.
     skip_zero_advantage: whether completions without a gradient stay out, where that is exact.
@@ -87,15 +86,12 @@ class MathGRPOTrainer(GRPOTrainer):
         if self.use_vllm and isinstance(self.model, PeftModel):
             self.vllm_generation = LoraGeneration.of(self.vllm_generation)
         self.baseline = baseline
-        not_exact = self._why_not_exact() if skip_zero_advantage else "--skip_zero_advantage false"
-        not_packed = self._why_not_packed()
+        not_exact = why_not_exact(self) if skip_zero_advantage else "--skip_zero_advantage false"
+        whole = "images and the balance of experts need whole prompts"
+        not_packed = whole if self._whole_prompts else why_not_packed(self.model)
         self.skips, self.packs = not_exact is None, not_packed is None
-        self.skip_note = "completions of zero advantage; the gradient is the same"
-        if not_exact:
-            self.skip_note = f"nothing: {not_exact}"
-        self.pack_note = "micro-batches in one row, each prompt once; the gradient is the same"
-        if not_packed:
-            self.pack_note = f"nothing: {not_packed}"
+        self.skip_note = note("completions of zero advantage", not_exact)
+        self.pack_note = note("micro-batches in one row, each prompt once", not_packed)
         if self.packs:
             use_packed_attention(self.model)
             if self.ref_model is not None:
@@ -112,36 +108,10 @@ class MathGRPOTrainer(GRPOTrainer):
         """Say what is left out and how, in a run's first lines."""
         attention = self.model.config.get_text_config()._attn_implementation
         how = "by segment" if self.packs else "padded"
-        lines = [
-            f"skipping     {self.skip_note}",
-            f"packing      {self.pack_note}",
-            f"attention    {attention}, {how}",
-        ]
+        lines = [f"skipping     {self.skip_note}", f"packing      {self.pack_note}"]
+        lines.append(f"attention    {attention}, {how}")
         about_positions = position_note(self.model)
         return lines + ([f"positions    {about_positions}"] if about_positions else [])
-
-    def _why_not_exact(self) -> str | None:
-        if self.beta != 0:
-            return f"with --beta {self.beta:g} the KL term acts on every completion"
-        if self._entropy_bonus_enabled:
-            return "the entropy bonus acts on every completion"
-        if self.top_entropy_quantile < 1:
-            quantile = f"--top_entropy_quantile {self.top_entropy_quantile:g}"
-            return f"{quantile} compares the tokens of a micro-batch"
-        if self.aux_loss_enabled:
-            return "the experts' auxiliary loss acts on every completion"
-        if self._is_vlm:
-            return "images are not handled"
-        if self.loss_type not in LOSS_TYPES:
-            return f"--loss_type {self.loss_type} is not handled"
-        return None
-
-    def _why_not_packed(self) -> str | None:
-        if self._is_vlm:
-            return "images are not handled"
-        if self.aux_loss_enabled:
-            return "the balance of experts is taken over whole prompts"
-        return why_not_packed(self.model)
 
     @property
     def _whole_prompts(self) -> bool:
@@ -217,8 +187,10 @@ class MathGRPOTrainer(GRPOTrainer):
             runs = trained(inputs)
         scored = self._score(model, inputs, runs)
         if self._corrects and "importance_sampling_ratio" not in inputs:
-            ratio = self._sampling_ratio(scored.log_probs.detach(), inputs, runs)
+            ratio, metrics = sampling_ratio(self.args, scored.log_probs.detach(), inputs, runs)
             inputs = inputs | {"importance_sampling_ratio": ratio}
+            for name, values in metrics.items():
+                self.step_metrics.add(name, values)
         loss = super()._compute_loss(scored, inputs)
         logged = self._metrics["train"]
         if self.skips:
@@ -316,33 +288,6 @@ class MathGRPOTrainer(GRPOTrainer):
         with greedy(self):
             return self._generate_single_turn(prompts, None, {}, 1)[0]
 
-    def _decodes(self) -> bool:
-        """Tell whether this project's decoder samples as the settings ask, from whole weights."""
-        launch = str(self.accelerator.distributed_type.value)
-        others = (
-            self.use_transformers_continuous_batching,
-            self.args.cache_implementation,
-            self._is_vlm,
-            self.min_p,
-            self.repetition_penalty != 1,
-            set(self.args.generation_kwargs or {}) - {"stop_strings"},
-            launch != "NO" and not launch.startswith("MULTI_"),
-        )
-        return not any(others) and can_decode(self.accelerator.unwrap_model(self.model))
-
-    def _decode(self, prompts: list[list[int]]) -> list[list[int]]:
-        finished = finisher(
-            self.eos_token_ids, self.max_completion_length, tuple(self.stop), self._tokenizer
-        )
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        ) as model:
-            choose = chooser(self.temperature, self.top_p, self.top_k)
-            decoder = Decoder(model, choose, finished, self._tokenizer.pad_token_id)
-            return decoder.complete(prompts, len(prompts))
-
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *more: Any, **named: Any
     ) -> tuple[list[list[int]], list[list[float]] | None]:
@@ -352,27 +297,17 @@ class MathGRPOTrainer(GRPOTrainer):
         else:
             logprobs = None
             with self.accelerator.autocast():  # around all tokens: weights are cast once
-                if self._decodes():
-                    ids = self._decode(prompt_ids)
+                if decodes(self):
+                    ids = decode(self, prompt_ids)
                 else:
                     ids, _ = super()._generate_single_turn(prompt_ids, *more, **named)
         for number, completion in enumerate(ids):
-            end = self._stopped_after(completion)
+            end = stopped_after(self, completion)
             if end is not None:
                 ids[number] = [*completion[:end], self.eos_token_ids[0]]
                 if logprobs is not None:
                     logprobs[number] = [*logprobs[number][:end], 0.0]
         return ids, logprobs
-
-    def _stopped_after(self, ids: list[int]) -> int | None:
-        """Count a completion's tokens up to its stop string; None when it does not end in one."""
-        if not self.stop:
-            return None
-        ends, count = {*self.eos_token_ids, self._tokenizer.pad_token_id}, len(ids)
-        while count and ids[count - 1] in ends:
-            count -= 1
-        text = self._tokenizer.decode(ids[:count])
-        return count if any(string in text for string in self.stop) else None
 
     def _generate(self, prompts: list) -> tuple:
         """Keep the end token behind a stop string out of the loss, as the model has not written it.
@@ -383,7 +318,7 @@ class MathGRPOTrainer(GRPOTrainer):
         if self.stop:
             mask = [[1] * len(each) for each in ids]
             for number, completion in enumerate(ids):
-                end = self._stopped_after(completion)
+                end = stopped_after(self, completion)
                 if end is not None:
                     mask[number][end] = 0
         if isinstance(completions[0], list) and not self.tools:
@@ -426,30 +361,3 @@ class MathGRPOTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write none: TRL's knows no base model; export_model.py writes what is true of a model."""
-
-    def _sampling_ratio(self, logps: Tensor, batch: Batch, runs: Tensor) -> Tensor:
-        """Give the trainer's probabilities over vLLM's, limited as TRL limits them: (B, T or 1).
-
-        logps: (B, T), those of the weights that generated. runs: (B,), which completions have one.
-        """
-        mask = loss_mask(batch) * runs[:, None]
-        apart = logps - batch["sampling_per_token_logps"]
-        known = mask.bool() & ~apart.isnan()  # vLLM gives NaN for a token that it cannot score
-        apart = apart.masked_fill(~known, 0)
-        by_sequence = self.vllm_importance_sampling_mode.startswith("sequence")
-        ratio = (apart.sum(1, keepdim=True) if by_sequence else apart).exp()
-        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-        if self.vllm_importance_sampling_mode.endswith("truncate"):
-            ratio = ratio.clamp(min=low, max=high)
-        else:
-            above = ratio > (math.inf if high is None else high)
-            below = ratio < (-math.inf if low is None else low)
-            ratio = ratio.masked_fill(above | below, 0)
-            self.step_metrics.add("sampling/masked_fraction", ratio[runs] == 0)
-        counted = ratio[runs] if by_sequence else ratio[mask.bool()]
-        for name in ("min", "mean", "max"):
-            self.step_metrics.add(f"sampling/importance_sampling_ratio/{name}", counted)
-        for name in ("mean", "max"):
-            difference = apart[known].abs()
-            self.step_metrics.add(f"sampling/sampling_logp_difference/{name}", difference)
-        return ratio
