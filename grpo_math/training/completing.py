@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import TYPE_CHECKING
 
 import torch
 from trl import GRPOTrainer
@@ -13,9 +12,6 @@ from trl.models import unwrap_model_for_generation
 
 from grpo_math.generation.decoder import Decoder, chooser, finisher
 from grpo_math.models.traits import can_decode
-
-if TYPE_CHECKING:
-    from grpo_math.training.trainer import MathGRPOTrainer
 
 
 def decodes(trainer: GRPOTrainer) -> bool:
@@ -33,10 +29,10 @@ def decodes(trainer: GRPOTrainer) -> bool:
     return not any(others) and can_decode(trainer.accelerator.unwrap_model(trainer.model))
 
 
-def decode(trainer: MathGRPOTrainer, prompts: list[list[int]]) -> list[list[int]]:
+def decode(trainer: GRPOTrainer, prompts: list[list[int]], stop: list[str]) -> list[list[int]]:
     """Complete all prompts at once with this project's decoder."""
     ends, most = trainer.eos_token_ids, trainer.max_completion_length
-    finished = finisher(ends, most, tuple(trainer.stop), trainer._tokenizer)
+    finished = finisher(ends, most, tuple(stop), trainer._tokenizer)
     choose = chooser(trainer.temperature, trainer.top_p, trainer.top_k)
     with unwrap_model_for_generation(
         trainer.model_wrapped,
@@ -47,15 +43,15 @@ def decode(trainer: MathGRPOTrainer, prompts: list[list[int]]) -> list[list[int]
         return decoder.complete(prompts, len(prompts))
 
 
-def stopped_after(trainer: MathGRPOTrainer, ids: list[int]) -> int | None:
+def stopped_after(trainer: GRPOTrainer, ids: list[int], stop: list[str]) -> int | None:
     """Count a completion's tokens up to its stop string; None when it does not end in one."""
-    if not trainer.stop:
+    if not stop:
         return None
     ends, count = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}, len(ids)
     while count and ids[count - 1] in ends:
         count -= 1
     text = trainer._tokenizer.decode(ids[:count])
-    return count if any(string in text for string in trainer.stop) else None
+    return count if any(string in text for string in stop) else None
 
 
 @contextmanager

@@ -298,11 +298,11 @@ class MathGRPOTrainer(GRPOTrainer):
             logprobs = None
             with self.accelerator.autocast():  # around all tokens: weights are cast once
                 if decodes(self):
-                    ids = decode(self, prompt_ids)
+                    ids = decode(self, prompt_ids, self.stop)
                 else:
                     ids, _ = super()._generate_single_turn(prompt_ids, *more, **named)
         for number, completion in enumerate(ids):
-            end = stopped_after(self, completion)
+            end = stopped_after(self, completion, self.stop)
             if end is not None:
                 ids[number] = [*completion[:end], self.eos_token_ids[0]]
                 if logprobs is not None:
@@ -318,7 +318,7 @@ class MathGRPOTrainer(GRPOTrainer):
         if self.stop:
             mask = [[1] * len(each) for each in ids]
             for number, completion in enumerate(ids):
-                end = stopped_after(self, completion)
+                end = stopped_after(self, completion, self.stop)
                 if end is not None:
                     mask[number][end] = 0
         if isinstance(completions[0], list) and not self.tools:
