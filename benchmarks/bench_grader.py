@@ -17,17 +17,18 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from grpo_math.grading.graders import grade_number
 
-PEOPLE = "Natalia Weng Betty Julie James Mark Albert Ken Alexis Tina".split()
-THINGS = "clips apples pages letters flowers pizzas boxes miles eggs tickets".split()
+PEOPLE = "Natalia Weng Betty Julie James Mark Albert Ken Alexis Tina".split()  # noqa: SIM905
+THINGS = "clips apples pages letters flowers pizzas boxes miles eggs tickets".split()  # noqa: SIM905
 
-# What stands at the end of a completion: {a} is the answer, {m} its spelling with separators, {b} another number, {t} a
-# thing, {p} a person, {x} + {y} a sum that comes to the answer. The flag says whether that deserves to be right.
+# What stands at the end of a completion, and whether that deserves to be right: {a} is the answer,
+# {m} its spelling with separators, {b} another number, {t} a thing, {p} a person, {x} + {y} a sum.
 ENDINGS: dict[str, tuple[str, bool]] = {
     "`#### 72`": ("#### {a}", True),
     "`#### 72 clips`": ("#### {a} {t}", True),
@@ -71,11 +72,60 @@ ENDINGS: dict[str, tuple[str, bool]] = {
     "wrong: `The answer is 72. No wait, 71.`": ("The answer is {a}. No wait, {b}.", False),
     "wrong: cut off in mid sum": ("Now add what is left: {x} + {b} + ", False),
 }
-REASONS: tuple[tuple[str, str, str], ...] = ()
+# Why a grader's verdict on an ending is not the one it deserves.
+NO_LATEX = (*list(ENDINGS)[:8], *[kind for kind in ENDINGS if kind.startswith("`so ")])
+NO_LATEX += ("`<answer>She has 72 clips.</answer>`", "`#### 72<|im_end|>`")
+NO_LATEX += ("`The answer is 72, not 71.`", "an answer, then an invented question")
+NO_HASH = tuple(
+    kind
+    for kind, (ending, right) in ENDINGS.items()
+    if right and ("####" not in ending or "$" in ending)
+)
+WORKED_OUT = tuple(f"wrong: a {what}" for what in ("sum left to do", "division left to do"))
+WORKED_OUT += ("wrong: a percentage of the number",)
+INVENTED = ("an answer, then an invented question",)
+CLOSE, SPAN = ("a box put right, close together",), ("`so she has 72 clips after 5 days.`",)
+NONE = ("wrong: `Answer: cannot be determined`",)
+REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("TRL accuracy_reward", NO_LATEX, "It reads LaTeX only, in a box or behind *final answer is*."),
+    ("Dr. GRPO", NO_LATEX, "It reads boxes only; anything else has no format and earns nothing."),
+    ("harness, strict-match", NO_HASH, "It reads the first `####` with bare digits behind it."),
+    ("harness, strict-match", ("wrong: `#### 72 (maybe 71)`",), "It does not see what follows."),
+    ("math-verify", INVENTED, "It takes the last number, which answers the second question."),
+    ("harness, flexible-extract", INVENTED, "As math-verify, where no stop string cuts."),
+    ("math-verify", CLOSE, "Boxes close together become one set; here the last box counts."),
+    ("TRL accuracy_reward", CLOSE, "As math-verify, which it calls."),
+    (
+        "math-verify",
+        ("wrong: two answers `72 or 71`",),
+        "It stops at the first number behind *is*.",
+    ),
+    (
+        "math-verify",
+        WORKED_OUT,
+        "It works out what was left to do, and takes 5000% for 50. Here that is the task, and a "
+        "percent sign is a unit.",
+    ),
+    ("TRL accuracy_reward", WORKED_OUT, "As math-verify, which it calls."),
+    ("math-verify", SPAN, "It takes the last number, which is the span."),
+    ("harness, flexible-extract", SPAN, "As math-verify."),
+    ("math-verify", NONE, "It passes over the refusal and takes the number before it."),
+    ("harness, flexible-extract", NONE, "As math-verify."),
+    ("math-verify", ("wrong: `The answer is 72. No wait, 71.`",), "It stops at the first number."),
+    (
+        "harness, flexible-extract",
+        ("`The answer is $1,234.00.`", "`The answer is 72, not 71.`"),
+        "It takes the last number, and compares letter by letter: `1234.00` is not `1234`.",
+    ),
+    ("harness, flexible-extract", ("a box put right, far apart",), "It takes `$.` for a number."),
+)
 
 ABOUT = (
-    "Share of completions called right, by how they end; bold where that is not what the ending deserves. Endings and "
-    "verdicts are this project's choice, so its own column must be without fault: see where the others differ."
+    "Share of completions called right, by how they end; bold where that is not what the ending "
+    "deserves. The completions are invented by this script, and endings and verdicts are this "
+    "project's choice, so its own column must be without fault: see where the others differ. The "
+    "harness's filters are those of lm-evaluation-harness's `gsm8k` tasks; Dr. GRPO's is the fast "
+    "rule of sail-sg/understand-r1-zero for whole numbers; both are written anew here."
 )
 Verdicts = dict[str, dict[str, Counter[bool]]]  # by ending, then by grader
 
@@ -110,9 +160,10 @@ def make_sample(rng: random.Random, kind: str) -> Sample:
                 (
                     f"{person} then has {last} {sign} {more} = {total} {thing}.",
                     f"{step + 1}. **Work out the {thing}**: \\({last} {sign} {more} = {total}\\)",
-                    f"Step {step + 1}: {person} had {last} {thing}, so that makes {last}{sign}{more}={total}.",
-                    f"To find out how many {thing} {person} has at this point, take the {last} from before "
-                    f"and the {more} that the question names, which gives {total}.",
+                    f"Step {step + 1}: {person} had {last} {thing}, "
+                    f"so that makes {last}{sign}{more}={total}.",
+                    f"To find out how many {thing} {person} has at this point, "
+                    f"take the {last} from before and the {more} asked for, which gives {total}.",
                 )
             )
         )
@@ -155,26 +206,15 @@ def harness_verdicts(samples: list[Sample], pattern: str, place: int) -> list[bo
     verdicts = []
     for sample in samples:
         found = re.findall(pattern, sample.completion)
-        groups = (
-            [found[place]] if found and isinstance(found[place], str) else found and found[place]
-        )
-        text = next(filter(None, groups), "") if groups else ""
+        text = "".join(found[place]) if found else ""
         verdicts.append(re.sub(r"[,$]|\.$", "", text) == sample.gold)
     return verdicts
-
-
-def strict_match_verdicts(samples: list[Sample]) -> list[bool]:
-    return harness_verdicts(samples, r"#### (\-?[0-9\.\,]+)", 0)
-
-
-def flexible_extract_verdicts(samples: list[Sample]) -> list[bool]:
-    return harness_verdicts(samples, r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)
 
 
 def dr_grpo_verdicts(samples: list[Sample]) -> list[bool]:
     """Judge whole numbers as sail-sg/understand-r1-zero does (math_grader.py, its fast rule).
 
-    That is: the last box, without currency, percent sign, commas and a unit in \\text, letter by letter.
+    That is: the last box, without currency, percent sign, commas and a unit, letter by letter.
     """
     verdicts = []
     for sample in samples:
@@ -189,14 +229,16 @@ GRADERS: dict[str, Callable[[list[Sample]], list[bool]]] = {
     "this project": our_verdicts,
     "math-verify": math_verify_verdicts,
     "TRL accuracy_reward": trl_verdicts,
-    "harness, strict-match": strict_match_verdicts,
-    "harness, flexible-extract": flexible_extract_verdicts,
+    "harness, strict-match": partial(harness_verdicts, pattern=r"#### (\-?[0-9\.\,]+)", place=0),
+    "harness, flexible-extract": partial(
+        harness_verdicts, pattern=r"(-?[$0-9.,]{2,})|(-?[0-9]+)", place=-1
+    ),
     "Dr. GRPO": dr_grpo_verdicts,
 }
 
 
 def measure(rounds: int, count: int, seed: int) -> tuple[dict[str, list[float]], Verdicts]:
-    """CPU seconds per completion of each grader in each round; and its verdicts by format, over all rounds."""
+    """Give CPU seconds per completion by grader and round, and the verdicts by ending."""
     times: dict[str, list[float]] = defaultdict(list)
     verdicts: Verdicts = defaultdict(lambda: defaultdict(Counter))
     for grader in GRADERS.values():
@@ -214,17 +256,15 @@ def measure(rounds: int, count: int, seed: int) -> tuple[dict[str, list[float]],
 
 def report(times: dict[str, list[float]], verdicts: Verdicts, rounds: int, count: int) -> str:
     """The page as Markdown."""
-    ours, length = (
-        times["this project"],
-        sum(len(s.completion) for s in make_samples(1000, 0)) // 1000,
-    )
+    ours = times["this project"]
+    length = sum(len(sample.completion) for sample in make_samples(1000, 0)) // 1000
     lines = ["# The numeric grader, beside five others", "", *machine(), ""]
     lines += [
-        f"{count:,} completions of about {length} characters in each of {rounds} rounds; medians over the rounds.",
+        f"{count:,} completions of about {length} characters in each of {rounds} rounds; medians.",
         "",
     ]
     lines += [
-        "| grader | µs per completion (CPU) | completions per second | times as long as this project |",
+        "| grader | µs per completion (CPU) | completions per second | times as long as here |",
         "|---|---|---|---|",
     ]
     for name, each in times.items():
@@ -256,7 +296,7 @@ def report(times: dict[str, list[float]], verdicts: Verdicts, rounds: int, count
 
 
 def as_deserved(verdicts: Verdicts, name: str) -> float:
-    """The share of completions, over all endings alike, that a grader gives the verdict they deserve."""
+    """Give the share of completions, over all endings alike, that get the verdict they deserve."""
     return statistics.mean(
         share(verdicts[kind][name]) if right else 1 - share(verdicts[kind][name])
         for kind, (_, right) in ENDINGS.items()
@@ -281,15 +321,9 @@ def share(counts: Counter[bool]) -> float:
 
 def machine() -> list[str]:
     """What this ran on, one line per fact."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+    lines = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    model = (re.findall(r"model name\s*:\s*(.*)", lines) or [platform.machine()])[0]
     packages = ", ".join(f"{name} {version(name)}" for name in ("math-verify", "sympy", "trl"))
     return [f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}."]
 

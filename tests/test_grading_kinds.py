@@ -60,7 +60,7 @@ RIGHT = [row for row in NUMERIC if row[4]]
 WRONG = [row for row in NUMERIC if not row[4]]
 
 
-@given(st.sampled_from(RIGHT), st.lists(st.sampled_from(HARMLESS), min_size=1, max_size=3))
+@given(st.sampled_from(RIGHT), st.lists(st.sampled_from(HARMLESS), min_size=1, max_size=3, unique=True))
 @quick
 def test_a_harmless_ending_changes_no_verdict(row, endings) -> None:
     completion, gold, mark, strict, lenient = row

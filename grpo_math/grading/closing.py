@@ -40,9 +40,11 @@ _GOES_ON = re.compile(
 )
 _ATTACHED = re.compile(rf"[^\W\d_]*%?(?:{SCALE.pattern})*|\s?[ap]\.?m\b|\sdegrees below zero", re.I)
 _SPAN = re.compile(  # in 4 weeks, after 10 years, to collect 200 sticks, by selling 9 eggs
-    r"\b(?:(?<!result )(?<!results )(?<!resulting )in|after|for|within|during|every|per|until|before"
+    r"\b(?:(?<!result )(?<!results )(?<!resulting )in|after|for|within|during|every|per"
+    r"|until|before"
     r"|(?:out )?of the|to (?!about|exactly|only|just|get|be|make|give|reach|find|have)[a-z]+"
-    r"|(?:by|from|after|before|while) [a-z]+ing(?: (?!we|she|he|it|they|you|get|is|has)[a-z']+){0,2}"
+    r"|(?:by|from|after|before|while) [a-z]+ing"
+    r"(?: (?!we|she|he|it|they|you|get|is|has)[a-z']+){0,2}"
     r"|if (?:she|he|they|you|it) [a-z]+|not) (?:(?:the|these|those|all|next|first|last) )*\Z",
     re.I,
 )
@@ -51,7 +53,7 @@ _MONEY = re.compile(r"\s*(?:dollars?|cents?|euros?|pounds?|rupees?)\b", re.I)
 
 
 def last_number(text: str) -> Extraction:
-    """Give the last number of a text; without a value when it is part of a sum, a range or a time."""
+    """Give the last number; without a value when it is part of a sum, a range or a time."""
     end = found.end() if (found := _TO_LAST_DIGIT.match(text)) else 0
     # Near the end is nearly always enough, and looking there alone is fast.
     for reach in (30, 1000):
@@ -66,7 +68,7 @@ def last_number(text: str) -> Extraction:
 
 
 def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extraction | None:
-    """Give the last number before `tail` that is not in a span, else the last; None: look further."""
+    """Give the last number that is not in a span, else the last; None: look further."""
     last: Extraction | None = None
     last_start, is_money = 0, False
     for match in reversed(list(_TOKEN.finditer(window))):

@@ -1,9 +1,9 @@
 r"""Find the answer in a completion: pure functions on text, in time linear in its length.
 
 Marks (`####`, `<answer>`, `\boxed{}`, "the answer is") say where an answer stands, and the last one
-counts. What stands behind a mark goes through one sequence: cut where the answer ends (`ENDS`), drop
-what decorates, decide whether it tries to be an answer, read it. Without a marked answer the last
-number of the closing sentence counts. Repetitions are bounded or possessive, for linear time.
+counts. What stands behind a mark goes through one sequence: cut where the answer ends (`ENDS`),
+drop what decorates, decide whether it tries to be an answer, read it. Without a marked answer the
+last number of the closing sentence counts. Repetitions are bounded or possessive, for linear time.
 """
 # ruff: noqa: RUF001 - characters that look like others are part of what is matched
 
@@ -168,11 +168,11 @@ def _corrected(answer: Extraction, place: Mark, whole: str) -> Extraction:
         return answer
     closing = [sentence for sentence in SENTENCE.split(after) if DIGIT.search(sentence)][-1]
     conclusion = None
+    is_heading = _HEADING.match(closing) and parse_number(closing.strip(" #")) is not None
+    is_worked_out = _CONCLUDES.match(closing) and _WORKING.search(after[: after.rfind(closing)])
     if _TAKEN_BACK.match(after):
         conclusion = last_number(after)
-    elif _HEADING.match(closing) and parse_number(closing.strip(" #")) is not None:
-        conclusion = last_number(closing)
-    elif _CONCLUDES.match(closing) and _WORKING.search(after[: after.rfind(closing)]):
+    elif is_heading or is_worked_out:
         conclusion = last_number(closing)
     if conclusion is None or conclusion.value in (None, answer.value, answer.exact):
         return answer
@@ -198,7 +198,7 @@ def find_answers(
     found = marked(text)
     strict, last = None, None
     for index, place in enumerate(found):
-        start, rule, match = place
+        start, rule, _ = place
         if last is not None and (rule != mark or strict is not None):
             continue
         answer = read(_content(found, index, text), place, text)
@@ -218,7 +218,7 @@ def find_answers(
 
 
 def _content(found: list[Mark], index: int, text: str) -> str:
-    r"""Give what stands behind a mark, with the boxes that it is one answer with: `\boxed{1}, \boxed{2}`."""
+    r"""Give what stands behind a mark, joined with the boxes before: `\boxed{1}, \boxed{2}`."""
     start, mark, match = found[index]
     parts = [match["text"]]
     for earlier, kind, other in found[index + 1 : index + 20]:
@@ -270,7 +270,7 @@ def trimmed_answer(text: str, mark: str) -> str:
 def find_expressions(
     completion: str, mark: str, reads: Callable[[str], bool]
 ) -> tuple[Extraction, Extraction]:
-    """Give the last answer behind `mark`, and the last behind any, of a task whose answers `reads` knows."""
+    """Give the last answer behind `mark`, and the last behind any; `reads` knows an answer."""
 
     def read(content: str, place: Mark, whole: str) -> Extraction | None:
         rule = place[1]

@@ -24,7 +24,7 @@ class Verdict:
 
 
 def grade_number(completion: str, gold: str, mark: str) -> Verdict:
-    """Judge whether `completion` answers the number `gold`: in the format of `mark`, and in any form.
+    """Judge whether `completion` answers the number `gold`: behind `mark`, and in any form.
 
     The last marked answer counts: one in the right format is not right when a later one in another
     format contradicts it, so nothing gets two shots. `extracted` and `rule` are what was judged.

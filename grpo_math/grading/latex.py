@@ -1,6 +1,6 @@
-r"""Grade answers that are expressions (`\frac{\sqrt{3}}{2}`, `x^2 + 1`, intervals) with math-verify, out of harm's way.
+r"""Grade answers that are expressions (`\frac{\sqrt{3}}{2}`, intervals) with math-verify.
 
-    grade_symbolic(r"so it is $\boxed{\frac{\sqrt 3}{2}}$", gold=r"\frac{\sqrt{3}}{2}", mark="boxed")
+    grade_symbolic(r"it is $\boxed{\frac{\sqrt 3}{2}}$", gold=r"\frac{\sqrt{3}}{2}", mark="boxed")
 
 What is compared goes to a process that can be killed (`latex_worker`).
 """
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[a-zA-Z]|\\(?:theta|alpha|lambda)")
 
 
 def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
-    """Judge whether `completion` gives an answer equal to `gold`: behind `mark`, and behind any mark.
+    """Judge whether `completion` gives an answer equal to `gold`: behind `mark`, and behind any.
 
     A gold answer that is a number is graded by `grade_number`: exactly, and with sums to be worked
     out refused. `failed`: a comparison ran out of time or memory, or `gold` cannot be read.

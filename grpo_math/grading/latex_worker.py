@@ -1,8 +1,9 @@
 """Compare LaTeX expressions with math-verify in a process that is killed when it takes too long.
 
-Simplifying what a model writes can take for ever, fill the memory or end the process, so it happens in a worker process
-that is killed after `LIMIT_SECONDS` and started again when it is next needed. Text reaches it as JSON and is only ever
-parsed as LaTeX: sympy's parse_expr, which evaluates Python, gets single numbers and names and nothing else.
+Simplifying what a model writes can take for ever, fill the memory or end the process, so it happens
+in a worker that is killed after `LIMIT_SECONDS` and started again when it is next needed. Text
+reaches it as JSON and is only ever parsed as LaTeX: sympy's parse_expr, which evaluates Python,
+gets single numbers and names and nothing else.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ MEMORY_BYTES = 2 * 2**30  # of address space
 
 _NUMBER_OR_NAME = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?|[A-Za-z]{1,20}")
 
-# --- The side that asks ----------------------------------------------------------------------------------------------
+# --- The side that asks --------------------------------------------------------------------------
 
 
 class _Worker:
-    """The worker process of this process: started at the first question, started again after it was killed."""
+    """The worker of this process: started at the first question, and again after it was killed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
@@ -48,7 +49,8 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            # Not multiprocessing: that would import the user's script again. -P: and nothing from the current folder.
+            # Not multiprocessing, which would import the user's script again; -P: and nothing from
+            # the current folder.
             [
                 sys.executable,
                 "-P",
@@ -65,11 +67,11 @@ class _Worker:
         if not self._exchange("", START_SECONDS):
             raise RuntimeError(
                 "the process that grades symbolic answers does not start; "
-                f"`{sys.executable} -c 'import math_verify'` should say why (pip install math-verify)"
+                f"`{sys.executable} -c 'import math_verify'` says why (pip install math-verify)"
             )
 
     def _exchange(self, question: str, seconds: float) -> str:
-        """Send a line and wait for one. A worker that does not answer in time, or dies, is done away with: ""."""
+        """Send a line and wait for one; "" and no worker any more when it is late, or dead."""
         assert (
             self.process is not None
             and self.process.stdin is not None
@@ -109,7 +111,7 @@ def ask(gold: str, answer: str) -> bool | None:
 
 
 def close() -> None:
-    """End the worker process, if there is one; the next question starts another. Runs by itself at exit."""
+    """End the worker, if there is one; the next question starts another. Runs at exit."""
     with _worker.lock:
         _worker.stop()
 
@@ -123,7 +125,7 @@ atexit.register(close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
-# --- The side that answers -------------------------------------------------------------------------------------------
+# --- The side that answers -----------------------------------------------------------------------
 
 
 def _serve() -> None:
@@ -146,7 +148,7 @@ def _serve() -> None:
 
 
 def _set_timer(seconds: float) -> None:
-    """End this process after so much CPU time; 0 calls that off. The kernel does it, whatever Python is doing."""
+    """Have the kernel end this process after so much CPU time; 0 calls that off."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
@@ -162,17 +164,18 @@ def _compare(gold: str, answer: str) -> bool | None:
 def _parse(latex: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
-    # math-verify's own search for an answer would make a set of two boxes; here there is one, and nothing around it.
+    # math-verify's own search would make a set of two boxes; here there is one, and no more.
     return parse(
         f"\\boxed{{{latex}}}",
         extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
         fallback_mode="no_fallback",
-        parsing_timeout=None,  # its own time limit works in the main thread only, and not while C code runs
+        # Its own time limit works in the main thread only, and not while C code runs.
+        parsing_timeout=None,
     )
 
 
 def _lock_down() -> None:
-    """Take from this process what comparing expressions does not need: memory, files, programs, the network, eval."""
+    """Take away what comparing does not need: memory, files, programs, the network, eval."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     with contextlib.suppress(ImportError):
         import resource
@@ -201,7 +204,7 @@ def _lock_down() -> None:
     sys.addaudithook(_refuse)
 
 
-# The first comparison of a kind imports modules and builds tables: not at the cost of a question, nor under lock.
+# The first comparison of a kind imports modules and builds tables: not at a question's cost.
 _WARM_UP = [
     (r"(x+1)^2", r"x^2+2x+1"),
     (r"\frac{\sqrt{8}}{2}", r"1.5"),

@@ -1,8 +1,8 @@
 r"""Read a number exactly: the one number that a text is, with what people put around it.
 
-Currency, percent sign, unit, bold and LaTeX are decoration. A sum still to be done (`7+65`, `36/2`),
-two numbers (`18 or 20`), a time, an ordinal or a range is an answer, but not a number. A percent sign
-is a unit: `25%` is 25 and never 0.25. What a model writes is only ever matched, never run.
+Currency, percent sign, unit, bold and LaTeX are decoration. A sum still to be done (`7+65`,
+`36/2`), two numbers (`18 or 20`), a time, an ordinal or a range is an answer, but not a number. A
+percent sign is a unit: `25%` is 25, never 0.25. What a model writes is only matched, never run.
 """
 # ruff: noqa: RUF001 - characters that look like others are what half of this file is about
 
@@ -20,7 +20,7 @@ MAX_EXPONENT = 300  # 1e300 is a number, 1e999999999 is an attack
 _LOOKALIKES = dict(zip("−–‑‐﹣⁄。٫٬×·⋅", "-----/..,***", strict=True))
 _LOOKALIKES |= dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ")
 _LOOKALIKES |= dict.fromkeys("\u200b\u200e\u200f\ufeff", "")
-# Variants that Unicode has of a character, and what marks them: ½, ², ₂ (a base, or an index), ①, 𝟏.
+# Variants that Unicode has of a character, and what marks them: ½, ², ₂ (a base or an index), ①.
 _VARIANTS = {"<fraction>": " ", "<super>": "^", "<sub>": "_", "<circle>": "_", "<font>": ""}
 _DASH = re.compile(r"—(?=[\d$€£])")
 _FRAC = re.compile(
@@ -44,7 +44,7 @@ _CURRENCY = (
     r"(?:(?:US|CA|AU|NZ|HK|[CAR])?\$|[€£¥₹₩₽₱₫₦฿₺₴₪]"
     r"|\b(?:USD|EUR|GBP|INR|CAD|AUD|CNY|RMB|Rs|RM)(?![a-z])\.?)"
 )
-# 1,234, the Indian 1,00,000, the SI 10 000, the Swiss 1'234; and those with a comma before decimals.
+# 1,234, the Indian 1,00,000, the SI 10 000, the Swiss 1'234; then those with a decimal comma.
 _INTEGER = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?:\ \d{3})+|\d{1,3}(?:['’]\d{3})+|\d+)(?!\d)"
 _COMMA = r"\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,3}(?:\ \d{3})+,\d{1,2}|\d{1,3}(?:\.\d{3}){2,}"
 CORE = rf"""
@@ -76,7 +76,8 @@ _NO_UNIT = re.compile(
 )
 _VARIABLE = re.compile(r"(?<![Ͱ-Ͽ])[Α-Ψα-λν-ωϑϕ](?![Ͱ-Ͽ])")  # 4π, 4 ω; but Ω and μ are units
 _CHANGES_THE_NUMBER = re.compile(  # words after a number that make it another number, or two
-    r"\b(?:or|plus|minus|divided|multiplied|over|squared|cubed|half|halves|thirds|as well as|pi|sqrt"
+    r"\b(?:or|plus|minus|divided|multiplied|over|squared|cubed|half|halves|thirds|pi|sqrt"
+    r"|as well as"
     r"|mil|mio|tn|grand|(?:is|are|was) (?:not|wrong|incorrect)|isn't"
     r"|(?:two|three|five|eight|ten|eleven|twelve|twenty|forty"
     rf"|(?:thir|four|fif|six|seven|eigh|nine)(?:teen|ty)?|{_PARTS}(?:teen)?ths"
@@ -93,7 +94,7 @@ _BELOW_ZERO = re.compile(r"\bbelow (?:zero|0)\b")
 
 @lru_cache(maxsize=4096)
 def _ascii(character: str) -> str:
-    """Give digits of every script, full-width forms, signs and spaces in ASCII; the rest as it is."""
+    """Give digits of every script, full-width forms, signs and spaces in ASCII."""
     if character in _LOOKALIKES:
         return _LOOKALIKES[character]
     if "！" <= character <= "～":
@@ -122,7 +123,7 @@ def plain(text: str) -> str:
 
 @lru_cache(maxsize=8192)
 def parse_number(text: str) -> Fraction | None:
-    r"""Give the exact value of a text that is one number (`$1,000.50 a day`, `\frac12`), else None."""
+    r"""Give the value of a text that is one number (`$1,000.50 a day`, `\frac12`), else None."""
     if text.isascii() and text.isdigit() and len(text) <= MAX_ANSWER:
         return Fraction(int(text))
     text = plain(text) if len(text) <= MAX_ANSWER else ""
@@ -166,7 +167,7 @@ def _digits(text: str) -> str:
 
 
 def _factor(rest: str, currency: bool) -> int | None:
-    """Tell what the text after a number multiplies it by, 1 for a unit; None: it is another thing."""
+    """Tell what the text after a number multiplies it by: 1 for a unit, None for no number."""
     if not rest:
         return 1
     factor = 1
@@ -185,7 +186,7 @@ def _factor(rest: str, currency: bool) -> int | None:
 
 
 def canonical_number(text: str) -> str | None:
-    """Give a number's one spelling: "1,000.50" -> "1000.5", "1/3" -> "1/3"; None for anything else."""
+    """Give a number's one spelling: "1,000.50" -> "1000.5", "1/3" -> "1/3"; else None."""
     value = parse_number(text)
     if value is None:
         return None
@@ -197,15 +198,15 @@ def canonical_number(text: str) -> str | None:
 _SPELLED = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 _WORDS = {word: value for value, word in enumerate(_SPELLED.split())}
 _WORDS |= {"fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19}
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_WORDS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_WORDS |= {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50}
+_WORDS |= {"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _WORD_RUN = re.compile(
     rf"(?:\b(?:{'|'.join(_WORDS)}|hundred|thousand|million)\b(?:[\s-]+and\b)?[\s-]*)+"
 )
 
 
 def spelled_number(text: str) -> Fraction | None:
-    """Give the value of a text that starts with a number in words: `twenty-four clips`, else None."""
+    """Give the value of a text that starts with a number in words: `twenty-four clips`."""
     run = _WORD_RUN.match(text.lower())
     if run is None:
         return None

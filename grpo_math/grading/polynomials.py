@@ -1,9 +1,10 @@
-r"""Polynomials with rational coefficients: read, compare and write them, exactly, without evaluating any text.
+r"""Read, compare and write polynomials with rational coefficients, exactly; no text is evaluated.
 
-    grade_polynomial("<answer>9x + 3x^2 + 6</answer>", gold="3x^2 + 9x + 6", mark="answer_tag")    # right
+    grade_polynomial("<answer>9x + 3x^2 + 6</answer>", gold="3x^2 + 9x + 6", mark="answer_tag")
 
-An answer is a sum of terms like `3x^2`, `3*x**2`, `-\frac{1}{2}xy` or `7`, in any order. A product left to expand
-(`3(x+1)(x+2)`) and like terms left to collect (`3x + 6x`) are work left to do, and wrong, as sums are for numbers.
+An answer is a sum of terms like `3x^2`, `3*x**2`, `-\frac{1}{2}xy` or `7`, in any order. A product
+left to expand (`3(x+1)(x+2)`) and like terms left to collect (`3x + 6x`) are work left to do, and
+wrong, as sums are for numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _parse(text: str) -> tuple[tuple[Monomial, Fraction], ...] | None:
 
 
 def _term(text: str, position: int) -> tuple[Monomial, Fraction, int] | None:
-    """The term that starts at `position`, and where it ends; None when there is none, or a product to be worked out."""
+    """Give the term at `position` and where it ends; None for a product to be worked out."""
     coefficient: Fraction | None = None
     powers: dict[str, int] = {}
     times = True
@@ -81,13 +82,13 @@ def _term(text: str, position: int) -> tuple[Monomial, Fraction, int] | None:
 
 
 def parse_polynomial(text: str) -> Polynomial | None:
-    """The polynomial that `text` writes out as a sum of unlike terms, else None. Linear time; nothing is evaluated."""
+    """Give the polynomial that `text` writes out as a sum of unlike terms, else None."""
     terms = _parse(text)
     return None if terms is None else dict(terms)
 
 
 def write_polynomial(polynomial: Polynomial) -> str:
-    """The one spelling of a polynomial: terms of high degree first, then by name: `3x^2 + 9x + 6`."""
+    """Give a polynomial's one spelling: high degrees first, then by name: `3x^2 + 9x + 6`."""
 
     def order(term: tuple[Monomial, Fraction]) -> tuple:
         return -sum(exponent for _, exponent in term[0]), [
@@ -106,13 +107,13 @@ def write_polynomial(polynomial: Polynomial) -> str:
 
 
 def canonical_polynomial(text: str) -> str | None:
-    """The one spelling of a polynomial, or None for anything else."""
+    """Give the one spelling of a polynomial, None for anything else."""
     polynomial = parse_polynomial(text)
     return None if polynomial is None else write_polynomial(polynomial)
 
 
 def matching_terms(answer: str, gold: str) -> float:
-    """The share of terms, of those in `answer` or in `gold`, that stand in both alike; 0 for what is no polynomial."""
+    """Give the share of all terms that stand in both alike; 0 for what is no polynomial."""
     ours, theirs = parse_polynomial(answer), parse_polynomial(gold)
     if ours is None or theirs is None:
         return 0.0
