@@ -231,8 +231,8 @@ def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_the_worker_is_locked_down(attempt: str, tmp_path: Path) -> None:
     code = (
-        "import os, socket, subprocess\nfrom grpo_math.grading import latex_worker as symbolic\nsymbolic._lock_down()\nprint('locked')\n"
-        + attempt
+        "import os, socket, subprocess\nfrom grpo_math.grading import latex_worker as symbolic\n"
+        "symbolic._lock_down()\nprint('locked')\n" + attempt
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)

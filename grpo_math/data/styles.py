@@ -249,5 +249,7 @@ def style_record(style: PromptStyle) -> dict[str, object]:
 
 def know(own: Mapping[str, Any]) -> None:
     """Make a style known that a run has recorded as its user's own."""
-    texts = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-    STYLES.setdefault(own["name"], PromptStyle(**texts))
+    values = dict(own)
+    for key in ("tags", "stop", "shot"):
+        values[key] = values[key] and tuple(values[key])
+    STYLES.setdefault(own["name"], PromptStyle(**values))
