@@ -33,7 +33,10 @@ PANELS: dict[str, tuple[str, ...]] = {
     HELD_OUT: (),
     "Completion length, tokens": ("completions/mean_length_right", "completions/mean_length_wrong"),
     "Share of completions cut": ("completions/clipped_ratio",),
-    "Share of groups without variance": ("frac_reward_zero_std",),
+    "Share of groups without variance": (
+        "frac_reward_zero_std",
+        "questions/expected_without_variance",
+    ),
     "Entropy, nats per token": ("entropy",),
     "KL to the reference, nats per token": ("kl",),
     "Throughput, tokens/s (prompts and completions)": ("tokens_per_second",),
