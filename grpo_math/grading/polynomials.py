@@ -101,7 +101,11 @@ def write_polynomial(polynomial: Polynomial) -> str:
             name if exponent == 1 else f"{name}^{exponent}" for name, exponent in monomial
         )
         number = "" if abs(value) == 1 and letters else str(abs(value))
-        sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
+        sign = "-" if value < 0 else "+"
+        if text:
+            sign = f" {sign} "
+        elif value > 0:
+            sign = ""
         text += f"{sign}{number}{letters}"
     return text or "0"
 
