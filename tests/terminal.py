@@ -79,7 +79,7 @@ class Terminal:
             return False
         return True
 
-    def wait_for(self, pattern: str, count: int = 1, timeout: float = 60) -> str:
+    def wait_for(self, pattern: str, count: int = 1, timeout: float = 120) -> str:
         """Wait until the screen shows a pattern so many times; the text of screen and history."""
         deadline = time.time() + timeout
         while time.time() < deadline:
