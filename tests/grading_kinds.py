@@ -88,6 +88,10 @@ KINDS: dict[str, list[Case]] = {
             ("The total comes to about 72.", "72"),
             ("Together they have 40 marbles, a total of 75.", "75"),
             ("She bought 4 pens for $9.", "9"),
+            ("Hence, Tina earned $990 over the 5 days.", "990"),
+            ("She will have saved $200 by the end of 4 weeks.", "200"),
+            ("He needs 3 more boxes than the 5 he has.", "3"),
+            ("Thus she needs to read 45 pages per day to finish in 3 days.", "45"),
         ),
         *rows(
             P,

@@ -42,7 +42,9 @@ _ATTACHED = re.compile(rf"[^\W\d_]*%?(?:{SCALE.pattern})*|\s?[ap]\.?m\b|\sdegree
 _SPAN = re.compile(  # in 4 weeks, after 10 years, to collect 200 sticks, by selling 9 eggs
     r"\b(?:(?<!result )(?<!results )(?<!resulting )in|after|for|within|during|every|per"
     r"|until|before"
-    r"|(?:out )?of the|to (?!about|exactly|only|just|get|be|make|give|reach|find|have)[a-z]+"
+    r"|(?:out )?of the|over the|by the end of|than the"
+    r"|(?<!needs )(?<!need )(?<!has )to"
+    r" (?!about|exactly|only|just|get|be|make|give|reach|find|have)[a-z]+"
     r"|(?:by|from|after|before|while) [a-z]+ing"
     r"(?: (?!we|she|he|it|they|you|get|is|has)[a-z']+){0,2}"
     r"|if (?:she|he|they|you|it) [a-z]+|not) (?:(?:the|these|those|all|next|first|last) )*\Z",
