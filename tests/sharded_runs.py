@@ -24,6 +24,10 @@ made = DeepSpeedPlugin.__post_init__
 
 
 def spread_small_weights(plugin):
+    import deepspeed.ops
+
+    # Its own way between processes on one machine would have to be compiled; gloo is there.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     made(plugin)
     zero = plugin.deepspeed_config["zero_optimization"]
     zero["stage3_param_persistence_threshold"] = 0  # or ZeRO-3 keeps so small a model whole everywhere
