@@ -1,12 +1,12 @@
-"""The training phase of a step (log-probabilities, loss, backward): this project's trainer and plain GRPOTrainer.
+"""Time the training phase of a step (log-probabilities, loss, backward) beside plain GRPOTrainer's.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py --write
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py --rounds 1 --only real
 
-Two shapes, in float32: the starter model, and four layers of Qwen2.5-0.5B with prompts and answers as
-long as GSM8K's. Gradient checkpointing is on, which is TRL's default, or off; several shares of groups
-are rewarded alike. Both trainers get the same completions, new ones in each round, one trainer after
-the other within a round. Generation, rewards and the optimizer are not in the times.
+Two shapes, in float32: the starter model, and four layers of Qwen2.5-0.5B with prompts and answers
+as long as GSM8K's. Gradient checkpointing is on, which is TRL's default, or off; several shares of
+groups are rewarded alike. Both trainers get the same completions, new ones in each round, one
+trainer after the other within a round. Generation, rewards and the optimizer are not in the times.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 from tables import machine, publish, ratio, spread, table
 
 STARTER = Path(__file__).resolve().parent.parent / "starter_model"
-# Tokens at each tenth of GSM8K's training rows: questions, and solutions without the calculator's marks.
+# Tokens at each tenth of GSM8K's training rows: questions; solutions without calculator marks.
 QUESTIONS = (11, 33, 38, 42, 46, 51, 56, 62, 70, 83, 206)
 SOLUTIONS = (22, 40, 49, 57, 65, 74, 84, 95, 109, 134, 331)
-TEMPLATE = 40  # tokens around a question: the chat template and what form the answer is to have
+TEMPLATE = 40  # tokens around a question: chat template and instruction
 VOCABULARY = 8192  # of the real shape; with Qwen's 151,936 the head alone would take the hour
 
 
