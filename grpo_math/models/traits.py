@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -39,6 +41,21 @@ def takes_positions(model: PreTrainedModel) -> bool:
     """Tell whether a token's position can be given, counted without the padding before it."""
     right = model.config.get_text_config().model_type not in RESETS_AT_ZERO
     return right and "position_ids" in forward_arguments(model)
+
+
+def with_positions(forward: Callable[..., Any], model: PreTrainedModel) -> Callable[..., Any]:
+    """Let a model count positions without the padding before a prompt, which TRL does not.
+
+    forward: the model, or what a launch has wrapped around it.
+    """
+    if not takes_positions(model):
+        return forward
+
+    def positioned(**inputs: Any) -> Any:
+        places = inputs["attention_mask"].cumsum(1) - 1
+        return forward(**inputs, position_ids=places.clamp(min=0))
+
+    return positioned
 
 
 def keeps_only_keys(model: PreTrainedModel) -> bool:

@@ -23,3 +23,8 @@ def why_not_exact(trainer: GRPOTrainer) -> str | None:
     if trainer.loss_type not in LOSS_TYPES:
         return f"--loss_type {trainer.loss_type} is not handled"
     return None
+
+
+def note(done: str, why_not: str | None) -> str:
+    """Say what is done, or why nothing is."""
+    return f"nothing: {why_not}" if why_not else f"{done}; the gradient is the same"

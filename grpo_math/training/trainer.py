@@ -15,7 +15,6 @@ and of tokens with padding, that only TRL would have run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,10 +26,10 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
-from grpo_math.models.traits import position_note, takes_positions, why_not_packed
+from grpo_math.models.traits import position_note, why_not_packed, with_positions
 from grpo_math.terminal import say
 from grpo_math.training.completing import decode, decodes, greedy, stopped_after
-from grpo_math.training.exactness import why_not_exact
+from grpo_math.training.exactness import note, why_not_exact
 from grpo_math.training.importance import sampling_ratio
 from grpo_math.training.packed_attention import use_packed_attention
 from grpo_math.training.packed_rows import LayoutIgnored, log_probs, pack
@@ -54,11 +53,6 @@ class Scored:
 
     log_probs: Tensor
     entropies: Tensor
-
-
-def note(done: str, why_not: str | None) -> str:
-    """Say what is done, or why nothing is."""
-    return f"nothing: {why_not}" if why_not else f"{done}; the gradient is the same"
 
 
 class MathGRPOTrainer(GRPOTrainer):
@@ -238,20 +232,9 @@ class MathGRPOTrainer(GRPOTrainer):
                 say("packing      nothing after all: this model's attention is not told the layout")
         ids, mask = torch.cat(sides[::2], 1), torch.cat(sides[1::2], 1)
         logps, entropies, _ = super()._get_per_token_logps_and_entropies(
-            self._with_positions(model), ids, mask, sides[2].size(1), compute_entropy=True
+            with_positions(model, self.model), ids, mask, sides[2].size(1), compute_entropy=True
         )
         return logps, entropies
-
-    def _with_positions(self, model: nn.Module) -> Callable[..., Any]:
-        """Let a model count positions without the padding before a prompt, which TRL does not."""
-        if not takes_positions(self.model):
-            return model
-
-        def forward(**inputs: Any) -> Any:
-            places = inputs["attention_mask"].cumsum(1) - 1
-            return model(**inputs, position_ids=places.clamp(min=0))
-
-        return forward
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -266,7 +249,11 @@ class MathGRPOTrainer(GRPOTrainer):
             return model.log_probs, model.entropies, None
         if not self.packs:
             return super()._get_per_token_logps_and_entropies(
-                self._with_positions(model), input_ids, attention_mask, logits_to_keep, **options
+                with_positions(model, self.model),
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                **options,
             )
         start = input_ids.size(1) - logits_to_keep
         sides = [input_ids[:, :start], attention_mask[:, :start]]
