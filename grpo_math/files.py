@@ -64,7 +64,7 @@ _held: dict[Path, FileLock] = {}  # locks of this process, until it ends
 
 
 def hold(lock: Path, patience: float = 0) -> None:
-    """Make this process the only one that holds a lock file, which is made if need be, until it ends.
+    """Make this process the only one that holds a lock file, until it ends; make it if need be.
 
     Raises UsageError if it cannot be made, or if another process holds it and still does after
     `patience` seconds. On a file system without locks that is said, and nothing is held.

@@ -6,16 +6,15 @@ import os
 import re
 import unicodedata
 
-TERMINAL_COMMAND = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-)  # Colours, cursor: gone whole, not just their ESC.
+# Colours, cursor: gone whole, not just their ESC.
+TERMINAL_COMMAND = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 
 
 def printable(text: str) -> str:
-    """A model's text without anything that a terminal would obey; white space stays.
+    """Give a model's text without anything that a terminal would obey; white space stays.
 
-    Dropped are commands of terminals and the Unicode categories C*: control characters, invisible formatting (such as
-    turning the line right to left), lone surrogates.
+    Dropped are commands of terminals and the Unicode categories C*: control characters, invisible
+    formatting (such as turning the line right to left), lone surrogates.
     """
     text = TERMINAL_COMMAND.sub("", text)
     kept = (char if char in "\n\t" or not char.isspace() else " " for char in text)
@@ -23,7 +22,7 @@ def printable(text: str) -> str:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of its launch that prints and reports."""
+    """Tell whether this process is the one of its launch that prints and reports."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -116,8 +116,8 @@ class Asking:
     def __post_init__(self) -> None:
         if taken := sorted(self.template.keys() & CALL_ARGUMENTS):
             raise UsageError(
-                f"chat_template_kwargs: {', '.join(taken)} is no argument of a template, but of the "
-                "call that fills it in; leave it out"
+                f"chat_template_kwargs: {', '.join(taken)} is no argument of a template, but of "
+                "the call that fills it in; leave it out"
             )
 
     def stop(self, tokenizer: Any) -> tuple[str, ...]:

@@ -125,8 +125,8 @@ def choose_style(name: str | None, rows: Sequence[Row]) -> PromptStyle:
 def grade(row: Row | Mapping[str, str], completion: str, style: PromptStyle) -> Verdict:
     """Judge a completion: training, evaluation, comparison and REPL all ask here.
 
-    Where the prompt has opened a tag already (`<think>`), an answer is strictly right only after the
-    completion has closed it.
+    Where the prompt has opened a tag already (`<think>`), an answer is strictly right only after
+    the completion has closed it.
     """
     verdict = get_task(row["task"]).grade(completion, row["answer"], style.mark)
     opened = re.findall(r"<(\w+)>", style.opening)
