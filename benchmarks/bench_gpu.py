@@ -24,25 +24,25 @@ from typing import Any
 from tables import machine, publish, table
 
 STARTER = Path(__file__).resolve().parent.parent / "starter_model"
-SHARED = {
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1e6,
-    "num_key_value_heads": 2,
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def shape(sizes: tuple[int, int, int, int], **others: Any) -> dict[str, Any]:
+    """Settings of a model of Qwen2.5, as in its config.json on the Hub; `sizes` are those of SIZES."""
+    shared = {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    shared |= {"max_position_embeddings": 32768, "rope_theta": 1e6}
+    return shared | dict(zip(SIZES, sizes, strict=True)) | others
+
+
+SHAPES = {
+    "tiny": shape((64, 128, 2, 4), vocab_size=512),
+    "0.5B": shape((896, 4864, 24, 14)),
+    "1.5B": shape((1536, 8960, 28, 12)),
+    "3B": shape((2048, 11008, 36, 16)),
+    "7B": shape(
+        (3584, 18944, 28, 28), vocab_size=152064, num_key_value_heads=4, tie_word_embeddings=False
+    ),
 }
-# As in the models' config.json on the Hub.
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": SHARED | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                      "num_attention_heads": 4, "tie_word_embeddings": True},
-    "0.5B": SHARED | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-                      "num_attention_heads": 14, "tie_word_embeddings": True},
-    "1.5B": SHARED | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-                      "num_attention_heads": 12, "tie_word_embeddings": True},
-    "3B": SHARED | {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
-                    "num_attention_heads": 16, "tie_word_embeddings": True},
-    "7B": SHARED | {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-                    "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
-}  # fmt: skip
 # Dense bfloat16 TFLOP/s and TB/s from the makers' data sheets; others by --peak_tflops and --bandwidth.
 GPUS = {
     "H200": (989, 4.8),
@@ -91,24 +91,19 @@ def build(kind: type, model: Any, args: argparse.Namespace, folder: str) -> Any:
 
     cuda = torch.cuda.is_available()
     config = GRPOConfig(
-        **{
-            "output_dir": folder,
-            "report_to": "none",
-            "bf16": cuda,
-            "use_cpu": not cuda,
-            "beta": 0.0,
-        },
-        **{"num_generations": args.group, "per_device_train_batch_size": args.micro_batch},
-        **{
-            "gradient_accumulation_steps": args.completions // args.micro_batch,
-            "loss_type": "dr_grpo",
-        },
-        **{
-            "max_completion_length": args.completion_length,
-            "gradient_checkpointing": True,
-            "scale_rewards": "none",
-        },
-        **{"dataloader_pin_memory": cuda},
+        output_dir=folder,
+        report_to="none",
+        bf16=cuda,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        beta=0.0,
+        loss_type="dr_grpo",
+        scale_rewards="none",
+        gradient_checkpointing=True,
+        num_generations=args.group,
+        per_device_train_batch_size=args.micro_batch,
+        gradient_accumulation_steps=args.completions // args.micro_batch,
+        max_completion_length=args.completion_length,
     )
     words = " ".join(["12 plus 5"] * (args.prompt_length // 3))
     data = Dataset.from_list(
@@ -143,19 +138,17 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
 
     def add(phase: str, seconds: float, tokens: int, flops: float, moved: float) -> None:
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if cuda else "-"
-        floors = (
-            [f"{flops / peak:.3f}", f"{moved / bandwidth:.3f}", f"{flops / peak / seconds:.0%}"]
-            if peak
-            else ["-"] * 3
-        )
+        floors = ["-"] * 3
+        if peak:
+            used = f"{flops / peak / seconds:.0%}"
+            floors = [f"{flops / peak:.3f}", f"{moved / bandwidth:.3f}", used]
         lines.append([name, phase, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", *floors, memory])
         if cuda:
             torch.cuda.reset_peak_memory_stats()
 
-    prompts = [
-        [20 + number % 400] * args.prompt_length for number in range(args.completions // args.group)
-    ]
-    prompts = [prompt for prompt in prompts for _ in range(args.group)]
+    prompts = []
+    for number in range(args.completions // args.group):
+        prompts += [[20 + number % 400] * args.prompt_length] * args.group
     decoder = Decoder(model.eval(), chooser(1.0), finisher([], args.completion_length), 508)
     timed(lambda: decoder.complete(prompts[: args.group], args.group))  # warms up
     seconds = timed(lambda: decoder.complete(prompts, len(prompts)))
@@ -187,13 +180,7 @@ def phases(name: str, args: argparse.Namespace) -> list[list[object]]:
     optimizer = trainer.optimizer
     train(trainer, batch)
     seconds = timed(optimizer.step)
-    add(
-        "optimizer (AdamW)",
-        seconds,
-        args.completions * args.completion_length,
-        12 * parameters,
-        7 * parameters * size,
-    )
+    add("optimizer (AdamW)", seconds, generated, 12 * parameters, 7 * parameters * size)
     return lines
 
 
@@ -249,16 +236,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     lines = [line for name in args.shapes for line in phases(name, args)]
-    header = [
-        "shape",
-        "phase",
-        "s",
-        "tokens/s",
-        "arithmetic floor, s",
-        "bytes floor, s",
-        "utilisation",
-        "peak GiB",
-    ]
+    header = ["shape", "phase", "s", "tokens/s", "arithmetic floor, s", "bytes floor, s"]
+    header += ["utilisation", "peak GiB"]
     text = f"{machine('transformers', 'trl')}\n\n{args.completions} completions of 8 to {args.completion_length} tokens "
     text += f"in micro-batches of {args.micro_batch}, prompts of {args.prompt_length}, {args.alike:.0%} of groups rewarded "
     text += f"alike; medians of {args.rounds} rounds.\n\n{table(header, lines)}"

@@ -39,39 +39,19 @@ def build_args(kind: str, seed: int) -> tuple[Any, list[str]]:
 
     options = parse_options(["--config", str(ROOT / "recipes/starter_arithmetic.yaml")], "")
     if kind == "defaults":  # all but what the task asks for, and the size of a step
-        kept = (
-            "max_steps",
-            "num_generations",
-            "per_device_train_batch_size",
-            "max_completion_length",
-        )
-        options.recipe = {
-            key: options.recipe[key] for key in (*kept, "gradient_accumulation_steps")
-        }
-        options.rest = [
-            "--loss_type",
-            "dapo",
-            "--scale_rewards",
-            "group",
-            "--lr_scheduler_type",
-            "linear",
-        ]
-        options.rest += ["--warmup_steps", "0"]
+        kept = ["max_steps", "num_generations", "max_completion_length"]
+        kept += ["per_device_train_batch_size", "gradient_accumulation_steps"]
+        options.recipe = {key: options.recipe[key] for key in kept}
+        options.rest = ["--loss_type", "dapo", "--scale_rewards", "group"]
+        options.rest += ["--lr_scheduler_type", "linear", "--warmup_steps", "0"]
     machine_settings = {
         "bf16": False,
         "attn_implementation": "sdpa",
         "dataloader_pin_memory": False,
     }
     arguments = parse_trl_arguments(options, machine_settings)
-    folder = tempfile.mkdtemp()
-    for name, value in {
-        "output_dir": folder,
-        "report_to": ["none"],
-        "save_strategy": "no",
-        "seed": seed,
-    }.items():
-        setattr(arguments, name, value)
-    arguments.log_completions = False
+    arguments.output_dir, arguments.report_to = tempfile.mkdtemp(), ["none"]
+    arguments.save_strategy, arguments.log_completions, arguments.seed = "no", False, seed
     args, _ = settle_arguments(options, arguments, Facts())
     args.disable_tqdm = True
     return args, options.reward_funcs
@@ -91,15 +71,16 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
 
     args, reward_names = build_args(kind, seed)
     style = get_style("answer_tag")
-    rows = [
-        {
-            "prompt": build_prompt(style, each.question, chat=True),
+    rows = []
+    for each in sum_problems(4500, -99, 99, seed=1):
+        prompt = build_prompt(style, each.question, chat=True)
+        row = {
+            "prompt": prompt,
             "question": each.question,
             "answer": str(each.answer),
+            "task": "arithmetic",
         }
-        for each in sum_problems(4500, -99, 99, seed=1)
-    ]
-    rows = [{**row, "task": "arithmetic"} for row in rows]
+        rows.append(row)
     accuracy, generation, result = [], [0.0], {"seconds": None, "steps": None}
 
     class Goal(TrainerCallback):
@@ -127,11 +108,8 @@ def run_once(kind: str, seed: int, limit: float, clock: Callable[[], float]) -> 
         generation[0] += clock() - started
         return answer
 
-    measured = type(
-        "Measured",
-        (MathGRPOTrainer if kind == "ours" else GRPOTrainer,),
-        {"_generate_single_turn": timed},
-    )
+    trainer_class = MathGRPOTrainer if kind == "ours" else GRPOTrainer
+    measured = type("Measured", (trainer_class,), {"_generate_single_turn": timed})
     trainer = measured(
         str(ROOT / "starter_model"),
         build_rewards(reward_names, style),
@@ -153,9 +131,8 @@ def runs(path: Path, pairs: int, limit: float, cpu_time: bool) -> list[dict[str,
     """All runs, those in `path` first and the missing ones after them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    wanted = [(kind, seed) for seed in range(pairs) for kind in ("ours", "plain")] + [
-        ("defaults", 0)
-    ]
+    wanted = [(kind, seed) for seed in range(pairs) for kind in ("ours", "plain")]
+    wanted.append(("defaults", 0))
     for kind, seed in wanted:
         if any((run["kind"], run["seed"]) == (kind, seed) for run in done):
             continue
@@ -178,11 +155,14 @@ def line(kind: str, done: list[dict[str, Any]]) -> list[object]:
         ends = ", ".join(f"{run['accuracy']:.0%} after {run['elapsed']:.0f} s" for run in those)
         return [*shown, "-", f"not reached: {ends}", "-"]
     seconds, steps = [run["seconds"] for run in those], [run["steps"] for run in those]
-    others = {
-        run["seed"]: run["seconds"] for run in done if run["kind"] == "plain" and run["seconds"]
-    }
-    faster = ratio([others[run["seed"]] for run in those if run["seed"] in others],
-                   [run["seconds"] for run in those if run["seed"] in others])  # fmt: skip
+    plain = [run for run in done if run["kind"] == "plain" and run["seconds"]]
+    pairs = [
+        (other["seconds"], run["seconds"])
+        for run in those
+        for other in plain
+        if run["seed"] == other["seed"]
+    ]
+    faster = ratio(*map(list, zip(*pairs, strict=True))) if pairs else "-"
     return [*shown, spread(steps, ".0f"), spread(seconds, ".0f"), faster]
 
 
@@ -212,15 +192,8 @@ def main() -> None:
         print(json.dumps(run_once(args.one[0], int(args.one[1]), args.limit, clock)))
         return
     done = runs(args.runs_file, args.pairs, args.limit, args.cpu_time)
-    header = [
-        "",
-        "a step, s",
-        "of which generation",
-        "and all else",
-        "steps to 80%",
-        "seconds to 80%",
-        "times as fast",
-    ]
+    header = ["", "a step, s", "of which generation", "and all else"]
+    header += ["steps to 80%", "seconds to 80%", "times as fast"]
     text = f"{machine('transformers', 'trl')}\n\nMedians (and range) of {args.pairs} pairs of runs with the same seed.\n\n"
     publish("learning", text + table(header, [line(kind, done) for kind in KINDS]), args.write)
     args.runs_file.unlink()
