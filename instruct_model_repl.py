@@ -24,18 +24,11 @@ MODELS = ["starter_model"]  # talked with when none is named: edit me
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add(
-        "names", nargs="*", metavar="MODEL", help="Hub id, folder of a model or run, server's model"
-    )
-    add(
-        "--models", metavar="YAML", help="list of models: names, or `model:`, `name:`, `style:` ..."
-    )
+    add("names", nargs="*", metavar="MODEL", help="Hub id, folder of a model or run, or served")
+    add("--models", metavar="YAML", help="list of models: names, or `model:`, `name:`, `style:`...")
     add("--backend", default="transformers", help="transformers (default), vllm or openai")
     add("--base_url", help="of a server (default: $OPENAI_BASE_URL); its key: $OPENAI_API_KEY")
     add("-p", "--question", help="answer this one and leave")
@@ -70,17 +63,20 @@ def main() -> None:
     settings = Settings(conversation=args.conversation, seed=0 if args.input else None)
     for name in READERS:
         settings.change(name, getattr(args, name))
+    url = args.base_url or os.environ.get("OPENAI_BASE_URL", "")
     common = ModelSpec(
         model="",
         backend=args.backend,
-        base_url=args.base_url or os.environ.get("OPENAI_BASE_URL", ""),
+        base_url=url,
         dtype=args.dtype,
         trust_remote_code=args.trust_remote_code,
         context=args.max_model_len,
         gpu_share=args.gpu_memory_utilization,
     )
     listed = listed_models(args.models, common) if args.models else []
-    names = args.names or ([] if listed else MODELS)
+    names = args.names
+    if not names and not listed:
+        names = MODELS
     if args.input:
         load_questions(args.input)  # mistakes in it show before models are loaded
     session = Session(settings, common, args.output)

@@ -447,6 +447,7 @@ def test_half_an_answer_of_a_server_is_an_error(stream, kind, cut, said):
             None,
             "stop",
         ),
+        ([chunk("<think>"), chunk("4, 5"), chunk("</think>9", "stop"), DONE], "<think>4, 5</think>9", None, "stop"),
     ],
 )
 def test_whole_answers_of_a_server(stream, text, tokens, reason):

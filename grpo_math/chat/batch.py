@@ -6,127 +6,111 @@ often the same was asked before. What is there goes by it, never by a model's na
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from grpo_math.chat.screen import Answer, notice
 from grpo_math.chat.session import Session, judge
-from grpo_math.chat.workers import Worker, attend
+from grpo_math.chat.workers import ModelSpec, Request, attend
 from grpo_math.data.rows import load_rows
 from grpo_math.errors import UsageError
 from grpo_math.files import read_jsonl
 
 # Questions that are answered, and saved, together.
 BATCH = {"transformers": 64, "vllm": 256, "openai": 32}
+Questions = Sequence[Mapping[str, Any]]
+Pass = Generator[Request, list[Answer], None]
 
 
-def load_questions(path: str) -> Sequence[Mapping[str, Any]]:
-    """Read rows with `question`. Where one has an `answer`, all are checked and graded as data.
-
-    Raises:
-        UsageError: the file or a row cannot be used.
-    """
+def load_questions(path: str) -> Questions:
+    """Read rows with `question`. Where one has an `answer`, all are checked and graded as data."""
     raw = read_jsonl(path)
     if any("answer" in row for _, row in raw):
         return load_rows(path)
+    questions = []
     for line, row in raw:
         if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise UsageError(f"{path}, line {line}: 'question' must be a text that is not empty")
-    return [row for _, row in raw]
+        questions.append(row)
+    return questions
 
 
 def run_file(session: Session, path: str, output: Path) -> None:
     """Ask every model what `output` does not hold yet, and add a row for each answer.
 
-    Raises:
-        UsageError: a file cannot be used, or a model could not answer.
+    Raises UsageError where a file cannot be used, or a model could not answer.
     """
     questions, there = load_questions(path), saved_keys(output)
-    passes = {worker.spec.name: Pass(session, worker, questions) for worker in session.workers}
+    passes = {}
+    for worker in session.workers:
+        passes[worker.spec.name] = one = one_pass(session, worker.spec, questions, there)
+        worker.ask(next(one))
     failed = []
     for worker, answers in attend(session.workers):
         if answers is None:
             raise KeyboardInterrupt
-        name, mine = worker.spec.name, passes[worker.spec.name]
+        name = worker.spec.name
         error = next((answer.error for answer in answers if answer.error), "")
-        if mine.keys:
-            session.save(mine.rows(answers, there))
-            notice(f"{name}: {mine.done}/{len(questions)} answers")
-        elif not error and (done := mine.number(answers, there)):
-            notice(f"{output}: {done} of {len(questions)} answers are there ({name})")
         if error:
             failed.append(f"{name}: {error}")
-        else:
-            mine.ask(there)
+        with contextlib.suppress(StopIteration):
+            request = passes[name].send(answers)
+            if not error:
+                worker.ask(request)
     if failed:
-        raise UsageError(
-            f"{'; '.join(failed)}; the answers so far are in {output}: run the same command again "
-            "to go on"
-        )
+        way_out = f"the answers so far are in {output}: run the same command again to go on"
+        raise UsageError(f"{'; '.join(failed)}; {way_out}")
 
 
-class Pass:
-    """One model's way through the questions, batch by batch."""
+def one_pass(session: Session, spec: ModelSpec, questions: Questions, there: set[str]) -> Pass:
+    """Give the requests of a model's way through the questions; save the answers sent for each.
 
-    def __init__(
-        self, session: Session, worker: Worker, questions: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Ask for the digests of all questions: the first answers are for `number`."""
-        self.session, self.worker, self.questions = session, worker, questions
-        self.texts = [row["question"] for row in questions]
-        self.sampling = session.settings.sampling()
-        self.keys: list[str] = []
-        self.done, self.next, self.asked = 0, 0, range(0)
-        request = session.request(worker.spec, self.texts, self.sampling)
-        worker.ask(replace(request, identify=True))
-
-    def number(self, answers: list[Answer], there: set[str]) -> int:
-        """Make the keys of the questions, and count those that are there."""
-        seen: Counter[str] = Counter()
-        for answer in answers:
-            seen[answer.text] += 1
-            self.keys.append(f"{answer.text}-{seen[answer.text]}")
-        self.done = sum(key in there for key in self.keys)
-        return self.done
-
-    def ask(self, there: set[str]) -> None:
-        """Ask for the next batch of which something is missing, if there is one.
-
-        Batches are cut alike however often this is resumed, and each has a seed of its own. One is
-        asked as a whole, for what is sampled depends on what stands beside it.
-        """
-        size = BATCH[self.worker.spec.backend]
-        while self.next < len(self.texts):
-            self.asked = range(len(self.texts))[self.next : self.next + size]
-            seeded = replace(self.sampling, seed=self.sampling.seed + self.next // size)
-            self.next += size
-            if any(self.keys[place] not in there for place in self.asked):
-                batch = [self.texts[place] for place in self.asked]
-                self.worker.ask(self.session.request(self.worker.spec, batch, seeded))
-                return
-
-    def rows(self, answers: list[Answer], there: set[str]) -> list[dict]:
-        """Give the rows of a batch, without answers that broke off or were there."""
+    The first asks for the questions' digests. Batches are cut alike however often this is resumed,
+    and each has a seed of its own. One of which something is missing is asked as a whole, for what
+    is sampled depends on what stands beside it. Answers that broke off or were there are left out.
+    """
+    texts = [row["question"] for row in questions]
+    sampling = session.settings.sampling()
+    answers = yield replace(session.request(spec, texts, sampling), identify=True)
+    seen: Counter[str] = Counter()
+    keys = []
+    for answer in answers:
+        seen[answer.text] += 1
+        keys.append(f"{answer.text}-{seen[answer.text]}")
+    done = len(there.intersection(keys))
+    if done:
+        notice(f"{session.output}: {done} of {len(texts)} answers are there ({spec.name})")
+    size = BATCH[spec.backend]
+    for start in range(0, len(texts), size):
+        batch = slice(start, start + size)
+        if there.issuperset(keys[batch]):
+            continue
+        seeded = replace(sampling, seed=sampling.seed + start // size)
+        answers = yield session.request(spec, texts[batch], seeded)
         rows = []
-        for place, answer in zip(self.asked, answers, strict=False):
-            if answer.error or self.keys[place] in there:
+        for answer, key, asked in zip(answers, keys[batch], questions[batch], strict=False):
+            if answer.error or key in there:
                 continue
-            row = self.session.row(self.worker.spec, self.texts[place], self.sampling, answer)
-            if "answer" in self.questions[place]:
-                judge(row, self.questions[place])
-            rows.append({**row, "key": self.keys[place]})
-        self.done += len(rows)
-        return rows
+            row = session.row(spec, asked["question"], sampling, answer)
+            if "answer" in asked:
+                judge(row, asked)
+            rows.append({**row, "key": key})
+        session.save(rows)
+        done += len(rows)
+        notice(f"{spec.name}: {done}/{len(texts)} answers")
 
 
 def saved_keys(output: Path) -> set[str]:
     """Give the keys of a file's rows. One that was cut off with its writer is taken away."""
-    data = output.read_bytes() if output.exists() else b""
+    data = output.read_bytes()
     whole = data.rfind(b"\n") + 1
     if data[whole:].startswith(b"{"):
         with output.open("r+b") as file:
             file.truncate(whole)
-    return {row["key"] for _, row in read_jsonl(output) if "key" in row} if whole else set()
+    if not whole:
+        return set()
+    return {row["key"] for _, row in read_jsonl(output) if "key" in row}

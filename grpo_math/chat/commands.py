@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from grpo_math.chat.screen import Said, Screen, notice
@@ -56,22 +57,17 @@ def line_reader() -> Callable[[], str]:
         (state / "history").open("a").close()
         history = FileHistory(state / "history")
     words = WordCompleter([f"/{name}" for name in NAMES], sentence=True)
-    prompt: PromptSession[str] = PromptSession(
-        ">>> ", history=history, completer=words, complete_while_typing=False
-    )
-    return prompt.prompt
+    session = PromptSession[str](history=history, completer=words, complete_while_typing=False)
+    return partial(session.prompt, ">>> ")
 
 
 def run_command(session: Session, line: str) -> Said:
-    """Do what a line that begins with a slash says, and give what is to be seen of it.
-
-    Raises:
-        UsageError: there is no such command, or not with such a value.
-    """
+    """Do what a line that begins with a slash says, and give what is to be seen of it."""
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean /{close[0]}?" if close else "/help lists all"
+        hint = "/help lists all"
+        for close in difflib.get_close_matches(name, NAMES, n=1):
+            hint = f"did you mean /{close}?"
         raise UsageError(f"unknown command /{name}: {hint}")
     usage, _, command = COMMANDS[name]
     if not rest and command in (_add, _drop, _grade, _save):
@@ -91,10 +87,8 @@ def _models(session: Session, rest: str) -> Said:
     for place, worker in enumerate(session.workers, start=1):
         spec, style = worker.spec, session.asking(worker.spec).style.name
         process = f"process {worker.process.pid}"
-        line = (
-            f"  {place}  {spec.name:24} {spec.backend:13} style {style:11} {process}  {spec.model}"
-        )
-        lines.append(line)
+        asked = f"{spec.backend:13} style {style:11}"
+        lines.append(f"  {place}  {spec.name:24} {asked} {process}  {spec.model}")
     return "\n".join(lines) or "no model is loaded: /add MODEL"
 
 
@@ -124,21 +118,25 @@ def _mode(session: Session, rest: str) -> Said:
     return "each question goes on where the last ended" if goes_on else "each question is a new one"
 
 
-def _change(name: str) -> Command:
-    """Make the command that changes a setting and says what it is now."""
+def _change(name: str, session: Session, rest: str) -> Said:
+    """Change a setting, and say what it is now."""
+    session.settings.change(name, rest or None)
+    value = getattr(session.settings, name)
+    if value is None:
+        value = UNSET[name]
+    elif value == "":
+        value = "none"
+    label = {"system": "system prompt:"}.get(name, name)
+    return [(f"{label} {value}",)]
 
-    def change(session: Session, rest: str) -> Said:
-        session.settings.change(name, rest or None)
-        value = getattr(session.settings, name)
-        if name == "style":
-            styles = [(each.spec.name, session.asking(each.spec).style) for each in session.workers]
-            return [(model, style.name, style.system) for model, style in styles] or "no model"
-        label = "system prompt:" if name == "system" else name
-        if value in (None, ""):
-            value = UNSET.get(name) if value is None else "none"
-        return [(f"{label} {value}",)]
 
-    return change
+def _style(session: Session, rest: str) -> Said:
+    session.settings.change("style", rest or None)
+    rows = []
+    for worker in session.workers:
+        style = session.asking(worker.spec).style
+        rows.append((worker.spec.name, style.name, style.system))
+    return rows or "no model"
 
 
 def _reset(session: Session, rest: str) -> Said:
@@ -149,10 +147,14 @@ def _reset(session: Session, rest: str) -> Said:
 def _grade(session: Session, rest: str) -> Said:
     rows = []
     for name, verdict in session.grade(rest):
-        judged = "right, but not in the style's format" if verdict.lenient else "wrong"
-        judged = "right" if verdict.strict else judged
-        found = f"{verdict.extracted!r} by {verdict.rule}"
-        rows.append((name, f"{judged} ({found if verdict.extracted else 'no answer found'})"))
+        judged, found = "wrong", "no answer found"
+        if verdict.strict:
+            judged = "right"
+        elif verdict.lenient:
+            judged = "right, but not in the style's format"
+        if verdict.extracted:
+            found = f"{verdict.extracted!r} by {verdict.rule}"
+        rows.append((name, f"{judged} ({found})"))
     return rows or "nothing has been answered yet"
 
 
@@ -164,15 +166,11 @@ def _save(session: Session, rest: str) -> Said:
     return f"{len(session.rows)} answers in {path}"
 
 
-UNSET = {
-    "system": "the style's own",
-    "seed": "new for every question",
-    "chat_template_kwargs": "each model's own",
-}
+UNSET = {"system": "the style's own", "seed": "new for every question"}
+UNSET["chat_template_kwargs"] = "each model's own"
 # Of each setting what may be given, and what it is for.
 CHANGES = {
     "system": ("TEXT | off | style", "another system prompt, none, or the style's"),
-    "style": ("NAME | own", f"how all are asked ({', '.join(STYLES)}), or as in their run"),
     "chat_template_kwargs": ("JSON | own", "of the chat template, or each model's own"),
     "temperature": ("N", "0 is greedy"),
     "top_p": ("N", "sample from this share of likely tokens; 1 is all"),
@@ -184,7 +182,8 @@ COMMANDS: dict[str, tuple[str, str, Command]] = {
     "models": ("", "the models that are loaded", _models),
     "add": ("MODEL [BACKEND]", "load one more", _add),
     "drop": ("NAME", "end a model's process and free its memory", _drop),
-    **{name: (*words, _change(name)) for name, words in CHANGES.items()},
+    "style": ("NAME | own", f"how all are asked ({', '.join(STYLES)}), or as in their run", _style),
+    **{name: (*words, partial(_change, name)) for name, words in CHANGES.items()},
     "mode": ("conversation | one_shot", "whether questions follow on each other", _mode),
     "reset": ("", "begin a new conversation", _reset),
     "grade": ("42", "judge the last answers, as training and evaluation do", _grade),

@@ -74,8 +74,10 @@ class Screen:
         """Show answers while they grow: call what is yielded after each change of the list."""
         if not self.drawn:
             yield lambda: None
-            whole = [f"[{each.name}]\n{each.text}\n" for each in answers]
-            print(printable("\n".join(whole) if answers[1:] else answers[0].text), flush=True)
+            text = answers[0].text
+            if len(answers) > 1:
+                text = "\n".join(f"[{each.name}]\n{each.text}\n" for each in answers)
+            print(printable(text), flush=True)
             return
         _quiet(True)
         try:
@@ -90,7 +92,7 @@ class Screen:
             print(printable(said), flush=True)
             return
         with self.console.capture() as text:
-            self.console.print(_grid(said))
+            self.console.print(_grid([list(map(printable, row)) for row in said]))
         for line in text.get().splitlines():
             print(line.rstrip(), flush=True)
 
@@ -99,15 +101,18 @@ class Screen:
         width, rows = self.console.size
         with self.console.capture() as drawing:
             self.console.print(self._side_by_side(answers, height))
-        lines = drawing.get().splitlines()[: height and rows - 1]
-        text = self._erase() + "\n".join(lines)
-        text += "\x1b[?25h\n" if height is None else "\x1b[?25l"  # the cursor is hidden meanwhile
+        lines = drawing.get().splitlines()
+        end, drawn = "\x1b[?25h\n", 0
+        if height is not None:
+            lines = lines[: height and rows - 1]
+            end, drawn = "\x1b[?25l", len(lines)  # the cursor is hidden meanwhile
+        text = self._erase() + "\n".join(lines) + end
         # Ctrl-C in the middle of it would lose what the terminal has not taken yet.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         sys.stdout.write(text)
         sys.stdout.flush()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self.frame = (len(lines) if height else 0, width)
+        self.frame = (drawn, width)
 
     def _erase(self) -> str:
         """Give the codes that lead back to the first line of the drawing and clear all below."""
@@ -119,14 +124,15 @@ class Screen:
     def _side_by_side(self, answers: list[Answer], height: int | None = None) -> Table:
         """Lay out all answers, or the ends of their texts that fit into `height` lines."""
         width = self.console.width // len(answers) - GAP
-        if width >= NARROWEST_COLUMN:
-            parts = [self._parts(answer, width, height) for answer in answers]
-            return _grid(list(zip(*parts, strict=True)), ratio=1)
-        height = height and height // len(answers)
-        parts = [self._parts(answer, self.console.width, height) for answer in answers]
-        return _grid([(part,) for part in itertools.chain(*parts)], ratio=1)
+        beside = width >= NARROWEST_COLUMN
+        if not beside:
+            width, height = self.console.width, height and height // len(answers)
+        columns = [self._parts(answer, width, height) for answer in answers]
+        if not beside:
+            columns = [list(itertools.chain(*columns))]
+        return _grid(list(zip(*columns, strict=True)), ratio=1)
 
-    def _parts(self, answer: Answer, width: int, height: int | None) -> tuple[Text, Text, Text]:
+    def _parts(self, answer: Answer, width: int, height: int | None) -> list[Text]:
         """Give name, text and foot of an answer, the text cut to its last lines."""
         from rich.text import Text
 
@@ -135,10 +141,10 @@ class Screen:
             lines = body.wrap(self.console, width, overflow="fold")
             body = Text("\n").join(lines[-max(1, height - 2) :])
         foot = Text(printable(answer.foot()), style="red" if answer.error else "dim")
-        return Text(printable(answer.name), style="bold"), body, foot
+        return [Text(printable(answer.name), style="bold"), body, foot]
 
 
-def _grid(rows: Sequence[tuple[Text | str, ...]], ratio: int | None = None) -> Table:
+def _grid(rows: Sequence[Sequence[Text | str]], ratio: int | None = None) -> Table:
     """Give a table without lines; with a `ratio` its columns share the whole width."""
     from rich.table import Table
 
@@ -146,8 +152,7 @@ def _grid(rows: Sequence[tuple[Text | str, ...]], ratio: int | None = None) -> T
     for _ in rows[0]:
         grid.add_column(ratio=ratio, overflow="fold")
     for row in rows:
-        cells = [printable(cell) if isinstance(cell, str) else cell for cell in row]
-        grid.add_row(*cells)
+        grid.add_row(*row)
     return grid
 
 
@@ -160,6 +165,8 @@ def _quiet(on: bool) -> None:
         import termios
 
         settings = termios.tcgetattr(0)
-        wanted, other = (termios.NOFLSH, termios.ECHO) if on else (termios.ECHO, termios.NOFLSH)
-        settings[3] = settings[3] & ~other | wanted
+        if on:
+            settings[3] = settings[3] & ~termios.ECHO | termios.NOFLSH
+        else:
+            settings[3] = settings[3] & ~termios.NOFLSH | termios.ECHO
         termios.tcsetattr(0, termios.TCSANOW, settings)

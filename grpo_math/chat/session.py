@@ -12,6 +12,8 @@ answer adds `gold`, `strict` and `lenient`.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -49,24 +51,21 @@ def number(name: str, text: str) -> float | None:
     kind, least, most, words = LIMITS[name]
     if name == "seed" and text == "off":
         return None
-    try:
+    with contextlib.suppress(ValueError):
         if least <= (value := kind(text)) <= most:
             return value
-    except ValueError:
-        pass
     raise UsageError(f"{name} {text!r}: must be {words}")
 
 
 def _template(text: str) -> dict | None:
-    try:
-        value = None if text == "own" else json.loads(text)
-    except ValueError:
-        value = text
-    if isinstance(value, dict | None):
-        return value
-    raise UsageError(
-        f'chat_template_kwargs {text!r}: must be JSON, as {{"enable_thinking": false}}'
-    )
+    if text == "own":
+        return None
+    with contextlib.suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, dict | None):
+            return value
+    example = '{"enable_thinking": false}'
+    raise UsageError(f"chat_template_kwargs {text!r}: must be JSON, as {example}")
 
 
 READERS: dict[str, Callable[[str], object]] = {
@@ -133,6 +132,7 @@ class Session:
             notice(f"loading {spec.name} ...")
             share = spec.gpu_share / len(specs)
             new.append(Worker(replace(spec, threads=threads, gpu_share=share)))
+        self.workers += new
         for worker, answers in attend(new):
             name = worker.spec.name
             if answers is None:
@@ -143,25 +143,31 @@ class Session:
                 notice(f"error: {name}: not loaded: {said}")
             else:
                 notice(f"{name} is ready ({time.monotonic() - started:.0f} s)")
-        self.workers += [worker for worker in new if worker.state != "gone"]
+        self._leave_out_the_gone()
 
     def settled(self, spec: ModelSpec, others: list[ModelSpec]) -> ModelSpec:
         """Find the model, how its run asked, and a name that no other has."""
         if spec.backend not in BACKENDS:
             unknown = f"{spec.model}: unknown backend {spec.backend!r}"
             raise UsageError(f"{unknown}: known ones are {', '.join(BACKENDS)}")
-        source = None if spec.backend == "openai" else resolve_model(spec.model)
-        style, recorded = recorded_asking(source.record if source else None)
+        record, last_part = None, spec.model.rstrip("/").rpartition("/")[2]
+        if spec.backend != "openai":
+            source = resolve_model(spec.model)
+            record, last_part = source.record, source.name
+        style, recorded = recorded_asking(record)
         template = spec.chat_template_kwargs
-        if spec.style or style:
-            get_style(spec.style or style or "")
         if template is None and style:
             template = recorded
-        first = spec.name or (source.name if source else spec.model.rstrip("/").rpartition("/")[2])
-        taken = {each.name for each in [*others, *(worker.spec for worker in self.workers)]}
-        names = [first, *(f"{first}-{copy}" for copy in range(2, len(taken) + 2))]
-        name = next(name for name in names if name not in taken)
-        return replace(spec, name=name, style=spec.style or style, chat_template_kwargs=template)
+        style = spec.style or style
+        if style:
+            get_style(style)
+        there = [worker.spec for worker in self.workers]
+        taken = {each.name for each in [*there, *others]}
+        first = name = spec.name or last_part
+        copies = itertools.count(2)
+        while name in taken:
+            name = f"{first}-{next(copies)}"
+        return replace(spec, name=name, style=style, chat_template_kwargs=template)
 
     def drop(self, worker: Worker) -> None:
         """End a model's process and forget its conversation."""
@@ -179,13 +185,15 @@ class Session:
 
         A model that no run made is asked as the first run's, for comparison.
         """
-        runs = [worker.spec for worker in self.workers if worker.spec.style]
-        run = spec if spec.style or not runs else runs[0]
+        specs = [spec, *(worker.spec for worker in self.workers)]
+        run = next((each for each in specs if each.style), spec)
         style = get_style(self.settings.style or run.style or TASKS["custom"].prompt)
         if self.settings.system is not None:
             style = replace(style, system=self.settings.system)
-        templates = (each.chat_template_kwargs for each in (self.settings, spec, run))
-        return Asking(style, next((each for each in templates if each is not None), {}))
+        for each in (self.settings, spec, run):
+            if each.chat_template_kwargs is not None:
+                return Asking(style, each.chat_template_kwargs)
+        return Asking(style)
 
     def request(self, spec: ModelSpec, questions: list[str], sampling: Sampling) -> Request:
         """Give what a model is asked: each question at the end of its conversation so far."""
@@ -208,13 +216,18 @@ class Session:
         with screen.watching(answers) as changed:
             for worker, new in attend(workers):
                 place = workers.index(worker)
-                for answer in worker.stop() if new is None else new:
+                if new is None:
+                    new = worker.stop()
+                for answer in new:
                     # What an answer that broke off had said so far is with the one before.
                     answers[place] = replace(answer, text=answer.text or answers[place].text)
                     changed()
         self._keep(question, sampling, answers)
-        self.workers = [worker for worker in workers if worker.state != "gone"]
+        self._leave_out_the_gone()
         return answers
+
+    def _leave_out_the_gone(self) -> None:
+        self.workers = [worker for worker in self.workers if worker.state != "gone"]
 
     def _keep(self, question: str, sampling: Sampling, answers: list[Answer]) -> None:
         """Save the answers, but for those that broke off."""
@@ -234,7 +247,8 @@ class Session:
 
     def row(self, spec: ModelSpec, question: str, sampling: Sampling, answer: Answer) -> dict:
         """Give an answer as it is saved."""
-        asking, settings = self.asking(spec), {"backend": spec.backend, **asdict(self.settings)}
+        asking = self.asking(spec)
+        settings = {"backend": spec.backend} | asdict(self.settings)
         settings |= {"style": asking.style.name, "chat_template_kwargs": dict(asking.template)}
         settings["seed"] = sampling.seed
         return {

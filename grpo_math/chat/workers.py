@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -68,11 +69,7 @@ class ModelSpec:
 
 
 def listed_models(path: str, common: ModelSpec) -> list[ModelSpec]:
-    """Read a YAML file that lists models: names, or `model:` with what is its own.
-
-    Raises:
-        UsageError: the file or an entry of it cannot be used.
-    """
+    """Read a YAML file that lists models: names, or `model:` with what is its own."""
     try:
         listed = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or []
     except OSError as error:
@@ -82,12 +79,11 @@ def listed_models(path: str, common: ModelSpec) -> list[ModelSpec]:
         raise UsageError(f"--models {path}: not a YAML file ({reason})") from error
     specs = []
     for place, entry in enumerate(listed, start=1):
-        entry = {"model": entry} if isinstance(entry, str) else entry
+        if isinstance(entry, str):
+            entry = {"model": entry}
         if not isinstance(entry, dict) or "model" not in entry or not entry.keys() <= OWN:
-            own = ", ".join(sorted(OWN - {"model"}))
-            raise UsageError(
-                f"--models {path}: entry {place} must be a name, or `model:` with any of {own}"
-            )
+            wanted = f"a name, or `model:` with any of {', '.join(sorted(OWN - {'model'}))}"
+            raise UsageError(f"--models {path}: entry {place} must be {wanted}")
         texts = {key: str(value) for key, value in entry.items() if not isinstance(value, dict)}
         specs.append(replace(common, **{**entry, **texts}))
     return specs
@@ -138,13 +134,11 @@ class LocalModel:
             model = model_identity(self.source, self.config)
             return [_digest(self.spec, sampling, model, prompt) for prompt in prompts]
         if request.stream:
-            completions = [self.backend.stream(prompts[0], sampling, watch)]
+            done = [self.backend.stream(prompts[0], sampling, watch)]
         else:
-            completions = [each[0] for each in self.backend.generate(prompts, sampling)]
-        return [
-            Answer(self.spec.name, each.text, each.tokens, end=each.finish_reason)
-            for each in completions
-        ]
+            done = list(itertools.chain(*self.backend.generate(prompts, sampling)))
+        name = self.spec.name
+        return [Answer(name, each.text, each.tokens, end=each.finish_reason) for each in done]
 
 
 class ServedModel:
@@ -181,11 +175,8 @@ def _digest(spec: ModelSpec, sampling: Sampling, model: object, prompt: object) 
 
 
 Model = LocalModel | ServedModel
-BACKENDS: dict[str, type[Model]] = {
-    "transformers": LocalModel,
-    "vllm": LocalModel,
-    "openai": ServedModel,
-}
+Models = dict[str, type[Model]]
+BACKENDS: Models = {"transformers": LocalModel, "vllm": LocalModel, "openai": ServedModel}
 
 
 def work(connection: Connection, spec: ModelSpec, log: str) -> None:
@@ -233,10 +224,9 @@ def _attempt(model: Model, request: Request, connection: Connection) -> list[Ans
 
 def _failure(spec: ModelSpec, error: Exception) -> Answer:
     text = " ".join(str(error).split())[:500]
-    known = isinstance(error, UsageError)
-    return Answer(
-        spec.name, end="error", error=text if known else f"{type(error).__name__}: {text}"
-    )
+    if not isinstance(error, UsageError):
+        text = f"{type(error).__name__}: {text}"
+    return Answer(spec.name, end="error", error=text)
 
 
 class Worker:
@@ -305,9 +295,10 @@ class Worker:
         said = f"its process ended with status {self.process.exitcode}"
         if self.process.exitcode == -signal.SIGKILL:
             said += "; killed, perhaps for lack of memory"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        words = [line for line in lines if line.strip()]
-        return f"{said}; its last words: {words[-1][:200]}" if words else said
+        log = self.log.read_text(encoding="utf-8", errors="replace").strip()
+        if log:
+            said += f"; its last words: {log.rpartition(chr(10))[2][:200]}"
+        return said
 
 
 def attend(workers: list[Worker]) -> Iterator[tuple[Worker, list[Answer] | None]]:

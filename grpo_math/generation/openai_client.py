@@ -34,6 +34,7 @@ class Served:
     finish_reason: str = "none"
     error: str = ""
     stopped: bool = False
+    thinking: bool = False  # in reasoning that comes apart
 
     def add(self, event: Any) -> None:
         """Take in one event of the stream. Reasoning that comes apart stands in <think> tags."""
@@ -41,11 +42,12 @@ class Served:
             raise UsageError(f"the answer broke off ({_words(event)})")
         for choice in event["choices"] or []:
             delta = choice.get("delta") or {}
-            thinking = self.text.startswith("<think>") and "</think>" not in self.text
             if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-                self.text += thought if thinking else f"<think>{thought}"
+                self.text += thought if self.thinking else f"<think>{thought}"
+                self.thinking = True
             if said := delta.get("content"):
-                self.text += f"</think>{said}" if thinking or thought else said
+                self.text += f"</think>{said}" if self.thinking else said
+                self.thinking = False
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
         self.tokens = (event.get("usage") or {}).get("completion_tokens", self.tokens)
 
@@ -123,13 +125,14 @@ class OpenAIServer:
             content = response.text
         if response.status_code == 200 and isinstance(content, dict):
             return content
-        hint = "; set OPENAI_API_KEY" if response.status_code in (401, 403) and not self.key else ""
-        raise UsageError(f"status {response.status_code} ({_words(content)}){hint}")
+        said = f"status {response.status_code} ({_words(content)})"
+        if response.status_code in (401, 403) and not self.key:
+            said += "; set OPENAI_API_KEY"
+        raise UsageError(said)
 
     def _error(self, text: str) -> UsageError:
         """Make one line of at most 300 characters, without the key."""
-        text = " ".join(text.split())
-        text = text.replace(self.key, "[key]") if self.key else text
+        text = " ".join(text.split()).replace(self.key or "\0", "[key]")
         return UsageError(f"{self.base_url}: {text[:300]}")
 
 
@@ -148,5 +151,6 @@ def _events(lines: Iterable[str]) -> Iterator[object]:
 def _words(content: Any) -> str:
     """Give what a server says of an error, in whatever form it says it."""
     for key in ("error", "message", "detail"):
-        content = content.get(key, content) if isinstance(content, dict) else content
+        if isinstance(content, dict):
+            content = content.get(key, content)
     return str(content)

@@ -13,10 +13,8 @@ from grpo_math.run_folder import FREE, RunRecord
 
 Arguments = Mapping[str, object]  # TRL's, by name
 
-STEPS = (
-    "max_steps",
-    "num_train_epochs",
-)  # which a run may change when it goes on, and which matter
+# A run may change these when it goes on, and they matter.
+STEPS = ("max_steps", "num_train_epochs")
 # Their defaults are the machine's, and so are other ones elsewhere.
 ALWAYS = ("bf16", "use_vllm", "attn_implementation")
 # Said otherwise, or made by TRL from other arguments, or of a machine without a GPU.
@@ -40,7 +38,8 @@ def public_path(path: str) -> str:
 
 def public_record(record: RunRecord) -> RunRecord:
     """Give a run's record without what tells only of the machine that it ran on."""
-    kept: dict[str, object] = {key: value for key, value in record.items() if key != "model_at"}
+    kept: dict[str, object] = {**record}
+    kept.pop("model_at", None)
     arguments = record["arguments"]
     kept["arguments"] = {name: arguments[name] for name in arguments if matters(name)}
     return cast(RunRecord, _without_paths(kept))
@@ -52,8 +51,9 @@ def _without_paths(value: object) -> object:
         return {name: _without_paths(each) for name, each in value.items()}
     if isinstance(value, list):
         return list(map(_without_paths, value))
-    is_path = isinstance(value, str) and value.startswith(("/", "~/")) and value.count("/") > 1
-    return public_path(str(value)) if is_path else value
+    if isinstance(value, str) and value.startswith(("/", "~/")) and value.count("/") > 1:
+        return public_path(value)
+    return value
 
 
 def training_command(record: RunRecord, defaults: Arguments, name: str) -> str:
@@ -125,4 +125,6 @@ def _words(value: object) -> Iterable[str]:
         return [str(value).lower()]
     if isinstance(value, list):
         return map(str, value)
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    return [str(value)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,10 @@ def read_run(folder: Path) -> Run:
         UsageError: there is no `metrics.jsonl`, it cannot be read, or no step has been logged yet.
     """
     path = folder / "metrics.jsonl"
-    logged = [_metrics(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
+    logged: list[Metrics] = []
+    for number, row in read_jsonl(path):
+        _check(row, f"{path}, line {number}")
+        logged.append(row)
     rows = [row for row in logged if "step" in row and "reward" in row]
     if not rows:
         raise UsageError(f"{path}: no training step has been logged yet")
@@ -102,11 +106,10 @@ def read_run(folder: Path) -> Run:
     return Run(folder.resolve().name, rows, list(_held_out(logged, data)))
 
 
-def _metrics(row: Metrics, where: str) -> Metrics:
+def _check(row: dict[str, object], where: str) -> None:
     for name, value in row.items():
         if value is not None and not isinstance(value, int | float):
             raise UsageError(f"{where}: {name} is {value!r}, expected a number")
-    return row
 
 
 def _held_out(logged: list[Metrics], data: str) -> Iterator[Accuracy]:
@@ -165,7 +168,7 @@ def matching(rows: Iterable[Metrics], patterns: tuple[str, ...]) -> list[str]:
     """List the metrics that a panel shows, in its patterns' order, each with a value somewhere."""
     names: dict[str, None] = {}  # in the order in which they were logged
     for row in rows:
-        names.update((name, None) for name, value in row.items() if value is not None)
+        names |= dict.fromkeys(name for name in row if row[name] is not None)
     return [name for pattern in patterns for name in names if Path(name).match(pattern)]
 
 
@@ -192,10 +195,11 @@ def draw(runs: list[Run], columns: int = 3) -> Figure:
     held_out = list(filter(None, (run.accuracies for run in runs)))
     shown = [title for title in PANELS if panels[title] or (title == HELD_OUT and held_out)]
     rows = math.ceil(len(shown) / columns)
-    longest = max(len(lines) for lines in panels.values())
-    legend = LEGEND_LINE * longest if longest > LEGEND_INSIDE else 0
-    size = PANEL[0] * columns, PANEL[1] * rows + legend
-    figure = Figure(figsize=size, layout="constrained")
+    longest = max(map(len, panels.values()))
+    width, height = PANEL[0] * columns, PANEL[1] * rows
+    if longest > LEGEND_INSIDE:
+        height += LEGEND_LINE * longest
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, title in zip(axes.flat, shown, strict=False):
         if title == HELD_OUT:
@@ -214,21 +218,33 @@ def _lines(title: str, runs: list[Run]) -> Iterator[Line]:
     keys = matching((row for run in runs for row in run.rows), PANELS[title])
     for number, run in enumerate(runs):
         for place, key in enumerate(keys):
-            logged = [row for row in run.rows if row.get(key) is not None]
-            if not logged:
+            steps, values = _points(run, key)
+            if not steps:
                 continue
-            steps, values = ([row[name] or 0.0 for row in logged] for name in ("step", key))
             if len(runs) == 1:
                 yield Line(_part(key), place, place // COLOURS, steps, values)
             else:
                 yield Line(f"{run.name} {_part(key)}".strip(), number, place, steps, values)
 
 
+def _points(run: Run, key: str) -> tuple[list[float], list[float]]:
+    """Give the steps at which a metric was logged, and its values."""
+    steps, values = [], []
+    for row in run.rows:
+        value = row.get(key)
+        if value is not None:
+            steps.append(row["step"] or 0.0)
+            values.append(value)
+    return steps, values
+
+
 def _part(key: str) -> str:
     """Give what tells a metric from its panel's others: a reward's name, or right and wrong."""
     if key.startswith("rewards/"):
         return key.split("/")[1]
-    return key.rpartition("_")[2] if key.startswith("completions/mean_length_") else ""
+    if key.startswith("completions/mean_length_"):
+        return key.rpartition("_")[2]
+    return ""
 
 
 def _draw_lines(axis: Axes, lines: list[Line]) -> None:
@@ -244,12 +260,15 @@ def _draw_accuracies(axis: Axes, runs: list[Run]) -> str:
 
     title = HELD_OUT
     for run in runs:
-        for data in dict.fromkeys(accuracy.data for accuracy in run.accuracies):
-            points = [accuracy[:4] for accuracy in run.accuracies if accuracy.data == data]
+        by_data = defaultdict(list)
+        for *point, data in run.accuracies:
+            by_data[data].append(point)
+        for data, points in by_data.items():
             steps, values, low, high = numpy.transpose(points)
             spread = [list(values - low), list(high - values)]
             bars = axis.errorbar(steps, values, spread, fmt="o:", markersize=4, capsize=3)
-            bars.set_label(data if len(runs) == 1 else f"{run.name} {data}")
+            label = data if len(runs) == 1 else f"{run.name} {data}"
+            bars.set_label(label)
             if TRAINED in data:
                 title = "Accuracy, 95% interval"
     return title

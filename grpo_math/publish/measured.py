@@ -152,5 +152,9 @@ def trained_share(measured: Measured, record: RunRecord) -> float:
     rows, trained = measured.path.with_suffix(".jsonl"), Path(data["path"])
     if not rows.is_file() or not trained.is_file() or fingerprint(trained) != data["sha256"]:
         return 0
-    asked = {row.get("question") for _, row in read_jsonl(rows)}
-    return len(asked & {row.get("question") for _, row in read_jsonl(trained)}) / len(asked)
+    asked = _questions(rows)
+    return len(asked & _questions(trained)) / len(asked)
+
+
+def _questions(path: Path) -> set[str | None]:
+    return {row.get("question") for _, row in read_jsonl(path)}

@@ -85,12 +85,11 @@ def _summary(card: Card) -> str:
         origin = f"made from `{public_path(card.base)}`"
         if not hub_id(card.base, card.record):
             origin += " (a model in a folder of its author)"
-    how = ""
+    text = f"A language model {origin}"
     if card.record:
-        how = (
-            f" by GRPO on questions of the task {card.record['task']}, whose answers can be checked"
-        )
-    text = f"A language model {origin}{how}."
+        task = card.record["task"]
+        text += f" by GRPO on questions of the task {task}, whose answers can be checked"
+    text += "."
     if card.merged:
         text += " A LoRA adapter was trained and is merged into the weights."
     return text
@@ -114,9 +113,8 @@ def _asking(record: RunRecord) -> str:
 def _results(card: Card) -> str:
     """Give a line for each evaluation: of which model, how asked, and how right."""
     if not card.measured:
-        return (
-            "Nothing was measured with this project, or the evaluation was not found at the export."
-        )
+        why = "or the evaluation was not found at the export"
+        return f"Nothing was measured with this project, {why}."
     head = ["model", "data", "questions x samples", "temperature"]
     head += ["strict accuracy [95% interval]", "lenient accuracy"]
     rows = [head, ["---"] * len(head)]
@@ -180,17 +178,18 @@ def _metadata(card: Card) -> str:
         dataset = DATA.get(card.record["task"], UNKNOWN_DATA)[1]
     if dataset:
         data.datasets = [dataset]
-    scores = [
-        EvalResult(
+    scores = []
+    for each, before in card.measured:
+        if before or training_note(each, card.record or {}):
+            continue
+        score = EvalResult(
             task_type="text-generation",
             dataset_type=dataset or "custom",
             dataset_name=public_path(each.data),
             metric_type="accuracy",
             metric_value=round(each.strict["accuracy"], 4),
         )
-        for each, before in card.measured
-        if not before and not training_note(each, card.record or {})
-    ]
+        scores.append(score)
     if scores:
         data.model_name, data.eval_results = card.name, scores
     return f"---\n{data.to_yaml()}\n---"

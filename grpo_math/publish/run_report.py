@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from operator import mul
 from pathlib import Path
 from typing import cast
 
@@ -130,14 +129,18 @@ def _columns(rows: Sequence[Saved], record: RunRecord | None) -> dict[str, list]
     questions: dict[str, int] = {}
     for row in rows:
         question = str(row.get("question") or _asked(row["prompt"]))
-        parts = [_finite(row.get(name)) for name in names]
+        parts, reward = [], 0.0
+        for name, weight in zip(names, weights, strict=True):
+            part = _finite(row.get(name))
+            parts.append(part)
+            reward += weight * (part or 0)
         shown = {
             **row,
             "question": questions.setdefault(question, len(questions)),
             "completion": completion_text(cast(Text, row["completion"])),
             "answer": row.get("extracted", row.get("answer")),  # its name in older runs
             "strict": row.get("strict", row.get("accuracy")),
-            "reward": sum(map(mul, weights, (part or 0 for part in parts))),
+            "reward": reward,
             "parts": parts,
             "advantage": _finite(row.get("advantage")),
         }
@@ -194,13 +197,13 @@ def _accuracies(evaluations: Sequence[tuple[Measured, Place]], record: RunRecord
         accuracies = percent(measured.strict), percent(measured.lenient)
         cut = f"{measured.truncated:.1%}"
         rows.append([measured.path.stem, model, data, measured.questions, *accuracies, cut])
-    return _table(rows, head) + "".join(_verdicts([measured for measured, _ in evaluations]))
+    return _table(rows, head) + "".join(_verdicts(evaluations))
 
 
-def _verdicts(evaluations: list[Measured]) -> Iterator[str]:
+def _verdicts(evaluations: Sequence[tuple[Measured, Place]]) -> Iterator[str]:
     """Compare each evaluation with the first of the same data, where completions are at hand."""
     firsts: dict[str, Path] = {}
-    for measured in evaluations:
+    for measured, _ in evaluations:
         rows = measured.path.with_suffix(".jsonl")
         if not rows.is_file():
             continue
@@ -248,8 +251,8 @@ def _table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 def _row(cells: Sequence[object], head: Sequence[str]) -> str:
     made = ""
-    for cell, name in zip_longest(cells, head):
-        label = f' data-label="{name}"' if name else ""
+    for cell, name in zip_longest(cells, head, fillvalue=""):
+        label = name and f' data-label="{name}"'
         text = _BREAKS.sub(r"\1<wbr>", html.escape(str(cell)))
         made += f"<td{label}>{text}</td>"
     return f"<tr>{made}</tr>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ def draw_study(trials: list[FrozenTrial], logarithmic: Mapping[str, bool]) -> Fi
 
     values = [trial.value for trial in trials]
     numbers = [trial.number for trial in trials]
-    best = [max(values[: i + 1]) for i in range(len(values))]
+    best = list(itertools.accumulate(values, max))
     figure = Figure(figsize=(4 * (len(logarithmic) + 1), 3.2), layout="constrained")
     first, *others = figure.subplots(1, len(logarithmic) + 1, sharey=True)
     first.plot(numbers, values, "o")
