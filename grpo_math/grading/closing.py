@@ -22,6 +22,7 @@ CANNOT_SAY = (
 _CANNOT_TELL = re.compile(rf"{CANNOT_SAY}(?!.*\b(?:so|therefore|thus|hence|but)\b)", re.I | re.S)
 _CANNOT_HINTS = ("not", "n't", "n’t", "unable", "impossible", "insufficient")
 _TO_LAST_DIGIT = re.compile(rf".*{DIGIT.pattern}\}}*", re.S)
+_STARTS = re.compile(r"[-+$€£¥₹\d.nN]")  # what a token starts with; looking for it alone is fast
 _TOKEN = re.compile(
     rf"(?=[-+$€£¥₹\d.]|negative)(?<![\d.,])(?:(?<![\w)%])(?=[-+][^\s+-])|(?![-+])){CORE}",
     re.X | re.I,
@@ -35,6 +36,8 @@ _OPERAND = re.compile(
     r"(?i:[\w)%$°] ?[*/+÷^]|\d:|(?:[\d)%]|(?<![^\W\d_])[a-z]) ?[-x]| [x<>]=?|√|sqrt"
     r"|\b(?:or|plus|minus|times|over|between \S+ and|(?:divided|multiplied|\d) by|\d to))[ ($]*\Z"
 )
+# One of these ends what `_OPERAND` matches, before blanks, dollar signs and brackets.
+_OPERAND_ENDS = (*"*/+÷^:-x=<>√", "or", "plus", "minus", "times", "over", "and", "by", "to", "sqrt")
 _GOES_ON = re.compile(
     r"[.,:/^-]?\d|\.\.(?=\S)|…|(?:\s*[a-z]+)?\s+and\s+\w+\s+(?:half|third|quarter)s?\b", re.I
 )
@@ -51,15 +54,20 @@ _SPAN = re.compile(  # in 4 weeks, after 10 years, to collect 200 sticks, by sel
     re.I,
 )
 _NO_SPAN = re.compile(r"\S*\s(?:in total|altogether|in all|total|overall|combined)\b", re.I)
+_ITEM, _ORDINAL = re.compile(r"[.)]\s+\S"), re.compile(r"(?:st|nd|rd|th)\b")
 _MONEY = re.compile(r"\s*(?:dollars?|cents?|euros?|pounds?|rupees?)\b", re.I)
 
 
 def last_number(text: str) -> Extraction:
     """Give the last number; without a value when it is part of a sum, a range or a time."""
-    end = found.end() if (found := _TO_LAST_DIGIT.match(text)) else 0
+    found = _TO_LAST_DIGIT.match(text)
+    if found is None:
+        return NO_ANSWER
+    end = found.end()
+    tail = text[end : end + 40]
     # Near the end is nearly always enough, and looking there alone is fast.
     for reach in (30, 1000):
-        window, tail = plain(text[max(0, end - reach) : end]), text[end : end + 40]
+        window = plain(text[max(0, end - reach) : end])
         answer = _in_window(window, tail, end <= reach, reach == 1000)
         if answer is not None:
             around = text[max(text.rfind("\n", 0, end), end - 300, 0) : end + 200]
@@ -69,11 +77,23 @@ def last_number(text: str) -> Extraction:
     return NO_ANSWER
 
 
+def _tokens(window: str) -> list[re.Match[str]]:
+    """Give what may be a number, the last one first."""
+    tokens: list[re.Match[str]] = []
+    start = _STARTS.search(window)
+    while start is not None:
+        token = _TOKEN.match(window, start.start())
+        if token is not None:
+            tokens.append(token)
+        start = _STARTS.search(window, (token or start).end())
+    return tokens[::-1]
+
+
 def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extraction | None:
     """Give the last number that is not in a span, else the last; None: look further."""
     last: Extraction | None = None
     last_start, is_money = 0, False
-    for match in reversed(list(_TOKEN.finditer(window))):
+    for match in _tokens(window):
         before, after = window[: match.start()], window[match.end() :] + tail
         if not before and not is_start:
             break  # perhaps the tail of a longer number
@@ -81,7 +101,7 @@ def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extract
             continue
         if last is not None and SENTENCE.search(window, match.end(), last_start):
             return last
-        is_span = _SPAN.search(before[-60:]) and not _NO_SPAN.match(after)
+        is_span = _is_span(match, before, after)
         if last is not None and is_span:
             continue
         here = _number_at(match, before, after)
@@ -92,22 +112,36 @@ def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extract
             last, last_start, is_money = here, match.start(), money
             continue
         has_unit = money or len(window[match.end() : last_start].split()) > 1
-        return here if has_unit and money >= is_money and here.value is not None else last
-    return last if is_start or is_last else None
+        if has_unit and money >= is_money and here.value is not None:
+            return here
+        return last
+    if is_start or is_last:
+        return last
+    return None
 
 
 def _names_a_step(match: re.Match[str], before: str, after: str) -> bool:
     """Tell whether a number is a label (`Step 5`, `x_5`, `5. Then`) or an ordinal."""
     if not match["currency"] and _LABEL.search(before[-16:]):
         return True
-    starts_line = not before.rpartition("\n")[2].strip(" \t>*#-")
-    return bool(re.match(r"[.)]\s+\S" if starts_line else r"(?:st|nd|rd|th)\b", after))
+    if before.rpartition("\n")[2].strip(" \t>*#-"):
+        return _ORDINAL.match(after) is not None
+    return _ITEM.match(after) is not None
+
+
+def _is_span(match: re.Match[str], before: str, after: str) -> bool:
+    """Tell whether a number is a span, or a date: the answer is in front of it, if one is there."""
+    return _SPAN.search(before[-60:]) is not None and not _NO_SPAN.match(after)
 
 
 def _number_at(match: re.Match[str], before: str, after: str) -> Extraction:
     """Read a number in running text, with what is attached to it."""
-    attached = found[0] if (found := _ATTACHED.match(after)) else ""
-    whole = match[0] + attached
-    is_part = match["minus"] and before.rstrip(" \t")[-1:].isdigit()
-    is_part = is_part or _OPERAND.search(before[-24:]) or _GOES_ON.match(after)
-    return Extraction(whole.strip(), None if is_part else parse_number(whole), "last_number")
+    whole = match[0]
+    if attached := _ATTACHED.match(after):
+        whole += attached[0]
+    stem = before.rstrip(" ($").lower()
+    is_part = stem.endswith(_OPERAND_ENDS) and _OPERAND.search(before[-24:])
+    is_part = is_part or (match["minus"] and before.rstrip(" \t")[-1:].isdigit())
+    if is_part or _GOES_ON.match(after):
+        return Extraction(whole.strip(), None, "last_number")
+    return Extraction(whole.strip(), parse_number(whole), "last_number")

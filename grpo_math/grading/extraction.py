@@ -78,8 +78,12 @@ _JOINER = re.compile(  # between two boxes that are one answer: \boxed{1}, \boxe
 
 def _cut(text: str, ends: re.Pattern[str], first: re.Match[str] | None) -> int:
     """Give the place where the answer in what stands behind an open mark ends."""
-    end = ends.search(text, first.end()) if first else None
-    return end.start() if end else len(text)
+    if first is None:
+        return len(text)
+    end = ends.search(text, first.end())
+    if end is None:
+        return len(text)
+    return end.start()
 
 
 def read_number(content: str, place: Mark, whole: str) -> Extraction | None:
@@ -97,7 +101,9 @@ def read_number(content: str, place: Mark, whole: str) -> Extraction | None:
         if (mark == "hash" or colon) and _is_list_item(text):
             return None
         end = _cut(line, _END, digit)
-        text = line[:end].rstrip(" !}" if "{" not in line else " !")
+        text = line[:end].rstrip(" !")
+        if "{" not in line:
+            text = text.rstrip(" !}")
         if end < len(line) and _HEDGE.search(line, end):
             return Extraction(line, None, mark)
         if mark == "phrase" and "=" in text and "=" in follows[:200] and _WORKING.search(text):
@@ -110,13 +116,16 @@ def read_number(content: str, place: Mark, whole: str) -> Extraction | None:
     if is_open and DIGIT.search(follows):
         return None  # a heading, or a sentence that begins the working
     closing = last_number(line)
-    return closing if closing.rule != "none" else None
+    if closing is NO_ANSWER:
+        return None
+    return closing
 
 
 def _last_side(text: str, mark: str) -> Extraction:
     """Read an answer: of an equation its last side, of one value given twice the first."""
-    has_sides = "=" in text or "≈" in text or "\\approx" in text
-    equals = list(_EQUALS.finditer(text)) if has_sides else []
+    equals = []
+    if "=" in text or "≈" in text or "\\approx" in text:
+        equals = list(_EQUALS.finditer(text))
     if equals and not _TWO_ANSWERS.search(text[: equals[-1].start()].strip()):
         last = text[equals[-1].end() :].strip()
         value, exact = parse_number(last), None
@@ -195,26 +204,28 @@ def find_answers(
     if mark not in MARKS:
         raise ValueError(f"unknown mark {mark!r}: known marks are {', '.join(MARKS)}")
     text, is_thought = answer_scope(completion)
-    found = marked(text)
+    found, is_number = marked(text), read is read_number
     strict, last = None, None
     for index, place in enumerate(found):
         start, rule, _ = place
         if last is not None and (rule != mark or strict is not None):
             continue
         answer = read(_content(found, index, text), place, text)
-        if (
-            answer is not None
-            and rule not in OPEN_MARKS
-            and _SIGNED.search(text[max(0, start - 3) : start])
-        ):
+        if answer is None:
+            continue
+        if rule not in OPEN_MARKS and _SIGNED.search(text[max(0, start - 3) : start]):
             answer = _negated(answer)
-        if answer is not None and rule == mark and strict is None:
+        if rule == mark and strict is None:
             strict = answer
-        if answer is not None and last is None:
-            last = _corrected(answer, place, text) if read is read_number else answer
+        if last is None:
+            last = answer
+            if is_number:
+                last = _corrected(answer, place, text)
     if strict is None or strict.rule != mark or is_thought:
         strict = NO_ANSWER
-    return strict, last or (last_number(text) if read is read_number else NO_ANSWER)
+    if last is None and is_number:
+        last = last_number(text)
+    return strict, last or NO_ANSWER
 
 
 def _content(found: list[Mark], index: int, text: str) -> str:
@@ -231,7 +242,9 @@ def _content(found: list[Mark], index: int, text: str) -> str:
 
 def _negated(answer: Extraction) -> Extraction:
     """Give an answer with the sign that stands before its mark."""
-    value = None if answer.value is None else -answer.value
+    value = answer.value
+    if value is not None:
+        value = -value
     return Extraction(f"-{answer.text}", value, "last_number")
 
 
@@ -279,13 +292,13 @@ def find_expressions(
             return None
         is_prose = _PROSE.match(text) and not reads(text)
         if rule not in OPEN_MARKS:
-            inner = _INNER_MATH.findall(content) if is_prose else []
-            if len(inner) == 1:
+            inner = _INNER_MATH.findall(content)
+            if is_prose and len(inner) == 1:
                 return Extraction("".join(inner[0]).strip(), None, "last_number")
             return Extraction(text, None, rule)
-        tries = (
-            reads(text) or _REFUSES.match(text) or (not is_prose and _LOOKS_LIKE_MATH.search(text))
-        )
-        return Extraction(text, None, rule) if tries else None
+        looks_like_math = not is_prose and _LOOKS_LIKE_MATH.search(text)
+        if looks_like_math or reads(text) or _REFUSES.match(text):
+            return Extraction(text, None, rule)
+        return None
 
     return find_answers(completion, mark, read)

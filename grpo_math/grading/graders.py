@@ -34,7 +34,7 @@ def grade_number(completion: str, gold: str, mark: str) -> Verdict:
     if right is None:
         raise ValueError(f"the gold answer {gold[:60]!r} is not a number")
     strict, judged = find_answers(completion, mark)
-    if strict.rule == mark and strict.value == judged.value:
+    if strict is not judged and strict.rule == mark and strict.value == judged.value:
         judged = strict
     is_right = right in (judged.value, judged.exact)
     is_strict = is_right and judged is strict

@@ -33,6 +33,7 @@ _SPELLINGS = (
 _OR = re.compile(r"\\text\{\s*or\s*\}|\bor\b|\\cup|\\lor")
 _SIGNS = {r"\leq": "<=", r"\le": "<=", "≤": "<=", r"\leqslant": "<=", r"\lt": "<", "<": "<"}
 _SIGNS |= {r"\geq": ">=", r"\ge": ">=", "≥": ">=", r"\geqslant": ">=", r"\gt": ">", ">": ">"}
+_LEFT, _RIGHT = {"<=": "[", "<": "("}, {"<=": "]", "<": ")"}
 _RELATION = re.compile(r"\\[lg]e?q?(?:slant|t)?(?![a-zA-Z])|[<>≤≥]")
 _NAME = re.compile(r"[a-zA-Z]|\\(?:theta|alpha|lambda)")
 
@@ -59,7 +60,9 @@ def grade_symbolic(completion: str, gold: str, mark: str) -> Verdict:
         is_right = _as_set(judged.text) in (_as_set(gold), [canonical_number(gold)])
         return Verdict(is_right and judged.rule == mark, is_right, judged.text, judged.rule)
     lenient = _equal(gold, judged.text)
-    is_strict = False if strict.rule == "none" or not lenient else _equal(gold, strict.text)
+    is_strict: bool | None = False
+    if lenient and strict.rule != "none":
+        is_strict = _equal(gold, strict.text)
     if is_strict:
         judged = strict
     failed = lenient is None or is_strict is None
@@ -79,17 +82,17 @@ def _may_be_words(text: str, gold: str) -> bool:
 def _words(text: str) -> str:
     """Give a text of words alone in lower case, else nothing: `\\text{Evelyn}` -> `evelyn`."""
     bare = _TEXT.sub("", text).replace("{", "").replace("}", "").strip(" .()")
-    return bare.lower() if _WORDS.fullmatch(bare) else ""
+    if _WORDS.fullmatch(bare):
+        return bare.lower()
+    return ""
 
 
 def _equal(gold: str, answer: str) -> bool | None:
     """Tell whether two answers are equal; None when that could not be found out."""
-    if "".join(gold.split()) == "".join(answer.split()) or (
-        _words(gold) and _words(gold) == _words(answer)
-    ):
+    if _alike(gold, answer) or (_words(gold) and _words(gold) == _words(answer)):
         return True
     gold, answer = _plain_latex(gold), _plain_latex(answer)
-    if "".join(gold.split()) == "".join(answer.split()):
+    if _alike(gold, answer):
         return True
     bases = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
     if bases[0] and bases[1]:
@@ -98,7 +101,13 @@ def _equal(gold: str, answer: str) -> bool | None:
         answer = _as_interval(answer)
     elif answer[:1] in "[(" and "," in answer:
         gold = _as_interval(gold)
-    return latex_worker.ask(gold, answer) if _is_readable(answer) else False
+    if not _is_readable(answer):
+        return False
+    return latex_worker.ask(gold, answer)
+
+
+def _alike(one: str, other: str) -> bool:
+    return "".join(one.split()) == "".join(other.split())
 
 
 def _plain_latex(text: str) -> str:
@@ -106,15 +115,20 @@ def _plain_latex(text: str) -> str:
     text = _ROMAN.sub(r"\1", text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    exact, about, rounded = text.rpartition(r"\approx" if r"\approx" in text else "≈")
-    is_rounded = about and "." in rounded and parse_number(rounded) is not None
-    return (exact if is_rounded else text).strip()
+    exact, about, rounded = text.rpartition(r"\approx")
+    if not about:
+        exact, about, rounded = text.rpartition("≈")
+    if about and "." in rounded and parse_number(rounded) is not None:
+        text = exact
+    return text.strip()
 
 
 def _as_interval(text: str) -> str:
     """Write `0 \\le x < 1` as `[0,1)`; leave anything else as it is."""
     parts = [_interval(part.strip()) for part in _OR.split(text)]
-    return r" \cup ".join(part for part in parts if part) if all(parts) else text
+    if None in parts:
+        return text
+    return r" \cup ".join(filter(None, parts))
 
 
 def _interval(text: str) -> str | None:
@@ -125,15 +139,17 @@ def _interval(text: str) -> str | None:
         sides, signs = sides[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
     if not signs or len(sides) > 3 or signs[-1][0] != "<":
         return None
+    left, right = _LEFT[signs[0]], _RIGHT[signs[-1]]
     names = [bool(_NAME.fullmatch(side.strip())) for side in sides]
     if names == [False, True, False]:
         low, high = sides[0], sides[2]
-        return f"{'[' if signs[0] == '<=' else '('}{low},{high}{']' if signs[1] == '<=' else ')'}"
-    if names == [True, False]:
-        return rf"(-\infty,{sides[1]}{']' if signs[0] == '<=' else ')'}"
-    if names == [False, True]:
-        return rf"{'[' if signs[0] == '<=' else '('}{sides[0]},\infty)"
-    return None
+    elif names == [True, False]:
+        left, low, high = "(", r"-\infty", sides[1]
+    elif names == [False, True]:
+        low, high, right = sides[0], r"\infty", ")"
+    else:
+        return None
+    return f"{left}{low},{high}{right}"
 
 
 def _is_readable(latex: str) -> bool:

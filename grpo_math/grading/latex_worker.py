@@ -48,15 +48,10 @@ class _Worker:
     def _start(self) -> None:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        # Not multiprocessing, which would import the user's script again; -P: and nothing from
+        # the current folder.
         self.process = subprocess.Popen(
-            # Not multiprocessing, which would import the user's script again; -P: and nothing from
-            # the current folder.
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                "from grpo_math.grading.latex_worker import _serve; _serve()",
-            ],
+            [sys.executable, "-P", "-c", f"from {__name__} import _serve; _serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -72,23 +67,20 @@ class _Worker:
 
     def _exchange(self, question: str, seconds: float) -> str:
         """Send a line and wait for one; "" and no worker any more when it is late, or dead."""
-        assert (
-            self.process is not None
-            and self.process.stdin is not None
-            and self.process.stdout is not None
-        )
-        timer = threading.Timer(seconds, self.process.kill)
+        process = self.process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
         timer.daemon = True
         timer.start()
         try:
-            self.process.stdin.write(question)
-            self.process.stdin.flush()
-            reply = self.process.stdout.readline()
+            process.stdin.write(question)
+            process.stdin.flush()
+            reply = process.stdout.readline()
         except OSError:  # it died before it could read
             reply = ""
         timer.cancel()
         timer.join()  # from here on it either has killed the worker, or never will
-        if not reply.endswith("\n") or self.process.poll() is not None:
+        if not reply.endswith("\n") or process.poll() is not None:
             self.stop()
             return ""
         return reply.strip()
@@ -158,7 +150,9 @@ def _compare(gold: str, answer: str) -> bool | None:
     from math_verify import verify
 
     golds = _parse(gold)
-    return verify(golds, _parse(answer), timeout_seconds=None) if golds else None
+    if not golds:
+        return None
+    return verify(golds, _parse(answer), timeout_seconds=None)
 
 
 def _parse(latex: str) -> list[Any]:
@@ -193,12 +187,9 @@ def _lock_down() -> None:
             raise ValueError("neither a number nor a name")
         return evaluate(text, *args, **kwargs)
 
-    for module in (
-        sympy.parsing,
-        sympy.parsing.sympy_parser,
-        math_verify.parser,
-        latex2sympy2_extended.latex2sympy2,
-    ):
+    for module in (sympy.parsing, sympy.parsing.sympy_parser):
+        module.parse_expr = parse_harmless
+    for module in (math_verify.parser, latex2sympy2_extended.latex2sympy2):
         module.parse_expr = parse_harmless
     sys.dont_write_bytecode = True
     sys.addaudithook(_refuse)
@@ -214,16 +205,8 @@ _WARM_UP = [
     (r"(0,1]", r"[0,1)"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
 ]
-_REFUSED_EVENTS = (
-    "os.",
-    "subprocess.",
-    "socket.",
-    "shutil.",
-    "ctypes.",
-    "pty.",
-    "webbrowser.",
-    "tempfile.",
-)
+_REFUSED_EVENTS = ("os.", "subprocess.", "socket.", "shutil.")
+_REFUSED_EVENTS += ("ctypes.", "pty.", "webbrowser.", "tempfile.")
 _HARMLESS_EVENTS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
 
 

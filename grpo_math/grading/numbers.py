@@ -21,7 +21,7 @@ _LOOKALIKES = dict(zip("−–‑‐﹣⁄。٫٬×·⋅", "-----/..,***", stric
 _LOOKALIKES |= dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ")
 _LOOKALIKES |= dict.fromkeys("\u200b\u200e\u200f\ufeff", "")
 # Variants that Unicode has of a character, and what marks them: ½, ², ₂ (a base or an index), ①.
-_VARIANTS = {"<fraction>": " ", "<super>": "^", "<sub>": "_", "<circle>": "_", "<font>": ""}
+_VARIANTS = {"<fraction>": "  ", "<super>": "^", "<sub>": "_", "<circle>": "_", "<font>": ""}
 _DASH = re.compile(r"—(?=[\d$€£])")
 _FRAC = re.compile(
     r"\\[dtc]?frac\s*(?:\{\s*(-?)(\d{1,99})\s*\}|(\d))\s*(?:\{\s*(\d{1,99})\s*\}|(\d))"
@@ -50,7 +50,8 @@ _COMMA = r"\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,3}(?:\ \d{3})+,\d{1,2}|\d{1,3}(?:\.\
 CORE = rf"""
     (?:(?P<minus>[-+]|(?:negative|minus)\ )\ *)?(?P<currency>(?:{_CURRENCY}\ *){{1,3}})?
     (?:(?P<minus2>[-+])\ *)?
-    (?: 10\^(?P<power>-?\d{{1,9}})(?!\d)
+    (?: (?P<simple>\d{{1,50}})(?=\ [a-wyz]|\.?(?:\Z|\n))  # nearly always, and fast
+      | 10\^(?P<power>-?\d{{1,9}})(?!\d)
       | (?P<whole>\d{{1,50}})\ +(?P<part>[1-9]\d{{0,20}})\ */\ *(?P<parts>[1-9]\d{{0,20}})(?!\d)
       | (?P<top>{_INTEGER})\ */\ *(?P<bottom>{_INTEGER})
       | (?P<hour>1[0-2]|[1-9]):00(?=\s?(?:[ap]\.?\s?m\b|o['’]clock))
@@ -65,7 +66,7 @@ NUMBER = re.compile(rf"[\s≈=:]*+~?(?:{_ABOUT}\s+)?{CORE}", re.X | re.I)
 # What may follow a number: words, signs of units, a full stop; no digit and no operator.
 _UNIT = re.compile(
     r"(?:[^\W\d_]++(?:(?:\^|(?<=[mt]))[23](?!\d))?|\^?°|[\s%$€£¥₹₩₽₱₫₦฿₺₴₪¢,'\"’″′:;?)]"
-    r"|([.~])(?!\1)|[-/] ?(?=[^\W\d_]{2})|(?<=[a-z])/(?=[a-z])|(?<=\s)\((?=[a-z]{2}))*+"
+    r"|\.(?!\.)|~(?!~)|[-/] ?(?=[^\W\d_]{2})|(?<=[a-z])/(?=[a-z])|(?<=\s)\((?=[a-z]{2}))*+"
 )
 _PARTS = r"(?:thir|four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|million|billion)"
 _NO_UNIT = re.compile(
@@ -102,9 +103,10 @@ def _ascii(character: str) -> str:
     kind, _, codes = unicodedata.decomposition(character).partition(" ")
     if kind in _VARIANTS:
         inner = "".join(_ascii(chr(int(code, 16))) for code in codes.split())
-        return f" {inner} " if kind == "<fraction>" else _VARIANTS[kind] + inner
-    is_other_numeral = character.isnumeric() and not character.isalpha()
-    return str(unicodedata.decimal(character, "_" if is_other_numeral else character))
+        return f"{_VARIANTS[kind][:1]}{inner}{_VARIANTS[kind][1:]}"
+    if character.isnumeric() and not character.isalpha():
+        return str(unicodedata.decimal(character, "_"))
+    return str(unicodedata.decimal(character, character))
 
 
 @lru_cache(maxsize=8192)
@@ -113,7 +115,12 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = "".join(map(_ascii, _DASH.sub("-", text)))
     if "\\" in text or "{" in text or "<" in text:
-        text = _EXPONENT.sub(r"^\1 ", _FRAC.sub(r" \1\2\3/\4\5 ", _CYCLE.sub(r"\1(\2)", text)))
+        if "." in text:
+            text = _CYCLE.sub(r"\1(\2)", text)
+        if "frac" in text:
+            text = _FRAC.sub(r" \1\2\3/\4\5 ", text)
+        if "^" in text:
+            text = _EXPONENT.sub(r"^\1 ", text)
         text = _DROP.sub("", text)
         text = _COMMAND.sub(lambda command: _COMMANDS.get(command[0], command[0]), text)
     if "*" in text or "`" in text:
@@ -124,30 +131,41 @@ def plain(text: str) -> str:
 @lru_cache(maxsize=8192)
 def parse_number(text: str) -> Fraction | None:
     r"""Give the value of a text that is one number (`$1,000.50 a day`, `\frac12`), else None."""
-    if text.isascii() and text.isdigit() and len(text) <= MAX_ANSWER:
+    if len(text) > MAX_ANSWER:
+        return None
+    if text.isascii() and text.isdigit():
         return Fraction(int(text))
-    text = plain(text) if len(text) <= MAX_ANSWER else ""
+    text = plain(text)
     if text.startswith("(") and text.endswith(")") and "," not in text:
         text = text[1:-1].strip()  # (18), but not the point (3,400)
     match = NUMBER.match(text)
     if match is None or (match["minus"] and match["minus2"]):
         return None
-    value, factor = _value(match), _factor(text[match.end() :], bool(match["currency"]))
-    sign = 1 if (match["minus"] or match["minus2"] or "+") == "+" else -1
-    if value is None or factor is None or (value == 0 and factor > 1):  # 0k is not meant as 0
+    factor = _factor(text[match.end() :], bool(match["currency"]))
+    value = _value(match)
+    if value is None or factor is None or (factor > 1 and value == 0):  # 0k is not meant as 0
         return None
-    return sign * factor * value
+    if (match["minus"] or match["minus2"] or "+") != "+":
+        factor = -factor
+    if factor == 1:
+        return value
+    return factor * value
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
     """Give the number in a match of `CORE`, without its sign."""
+    if match["simple"]:
+        return Fraction(int(match["simple"]))
     if match["whole"]:
         part = Fraction(int(match["part"]), int(match["parts"]))
-        return int(match["whole"]) + part if part < 1 else None
+        if part >= 1:
+            return None
+        return int(match["whole"]) + part
     if match["top"]:
         top, bottom = int(_digits(match["top"])), int(_digits(match["bottom"]))
-        # A fraction that comes out whole is a division left to do: 36/2 is not yet 18.
-        return Fraction(top, bottom) if bottom and top % bottom else None
+        if not bottom or top % bottom == 0:
+            return None  # a fraction that comes out whole is a division left to do: 36/2
+        return Fraction(top, bottom)
     if match["comma"]:
         return Fraction(match["comma"].replace(".", "").replace(" ", "").replace(",", "."))
     if match["cycle"]:
@@ -155,25 +173,27 @@ def _value(match: re.Match[str]) -> Fraction | None:
         places = len(head.partition(".")[2])
         return Fraction(head) + Fraction(int(cycle), 10**places * (10 ** len(cycle) - 1))
     exponent = int(match["power"] or match["exponent"] or match["tens"] or 0)
-    digits = "1" if match["power"] else _digits(match["hour"] or match["decimal"])
-    mantissa = Fraction(int(digits) if digits.isdigit() else digits)
     if abs(exponent) > MAX_EXPONENT:
         return None
-    return mantissa * Fraction(10) ** exponent if exponent else mantissa
+    if match["power"]:
+        return Fraction(10) ** exponent
+    mantissa = Fraction(_digits(match["hour"] or match["decimal"]))
+    if exponent == 0:
+        return mantissa
+    return mantissa * Fraction(10) ** exponent
 
 
 def _digits(text: str) -> str:
-    return text if text.isdigit() else re.sub(r"[, '’]", "", text)
+    return re.sub(r"[, '’]", "", text)
 
 
+@lru_cache(maxsize=8192)
 def _factor(rest: str, currency: bool) -> int | None:
     """Tell what the text after a number multiplies it by: 1 for a unit, None for no number."""
-    if not rest:
-        return 1
     factor = 1
     if short := _SHORT_SCALE.match(rest):
         factor, rest = _SHORT_SCALES[short[1]], rest[short.end() :]
-    elif currency and rest[0].isalpha() and not rest[1:2].isalpha():  # $5m
+    elif currency and rest[:1].isalpha() and not rest[1:2].isalpha():  # $5m
         return None
     if below := _BELOW_ZERO.search(rest):
         factor, rest = -factor, rest[: below.start()]
@@ -182,7 +202,9 @@ def _factor(rest: str, currency: bool) -> int | None:
     rest = rest.lower()
     while scale := SCALE.match(rest):
         factor, rest = factor * _SCALES[scale[1]], rest[scale.end() :]
-    return None if _CHANGES_THE_NUMBER.search(rest) else factor
+    if _CHANGES_THE_NUMBER.search(rest):
+        return None
+    return factor
 
 
 def canonical_number(text: str) -> str | None:
@@ -192,7 +214,9 @@ def canonical_number(text: str) -> str | None:
         return None
     with localcontext(prec=2 * (MAX_ANSWER + MAX_EXPONENT)):
         decimal = Decimal(value.numerator) / value.denominator
-        return f"{decimal.normalize():f}" if Fraction(decimal) == value else str(value)
+        if Fraction(decimal) == value:
+            return f"{decimal.normalize():f}"
+    return str(value)
 
 
 _SPELLED = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"

@@ -19,9 +19,8 @@ from grpo_math.grading.numbers import plain
 MAX_POLYNOMIAL = 500  # characters
 MAX_DEGREE = 100  # of one variable in one term
 
-Monomial = tuple[
-    tuple[str, int], ...
-]  # (variable, exponent) by name, without zero exponents; () is the constant
+# (variable, exponent) by name, without zero exponents; () is the constant.
+Monomial = tuple[tuple[str, int], ...]
 Polynomial = dict[Monomial, Fraction]  # without zero coefficients; {} is 0
 
 _NUMBER = r"\d{1,50}(?:\.\d{1,50}|\s?/\s?\d{1,50})?"
@@ -47,11 +46,14 @@ def _parse(text: str) -> tuple[tuple[Monomial, Fraction], ...] | None:
         sign = _SIGN.match(text, position)
         if sign is None and terms:
             return None
-        term = _term(text, sign.end() if sign else position)
+        factor = 1
+        if sign is not None:
+            factor, position = int(f"{sign[1]}1"), sign.end()
+        term = _term(text, position)
         if term is None or term[0] in terms:  # like terms left to collect
             return None
         monomial, coefficient, position = term
-        terms[monomial] = -coefficient if sign and sign[1] == "-" else coefficient
+        terms[monomial] = factor * coefficient
     return tuple((monomial, value) for monomial, value in terms.items() if value)
 
 
@@ -65,9 +67,8 @@ def _term(text: str, position: int) -> tuple[Monomial, Fraction, int] | None:
             top, _, bottom = factor["number"].replace(" ", "").partition("/")
             if coefficient is not None or (powers and not times):
                 return None
-            if bottom and (
-                not int(bottom) or int(top) % int(bottom) == 0
-            ):  # 4/2 is a division left to do
+            # 4/2 is a division left to do.
+            if bottom and (not int(bottom) or int(top) % int(bottom) == 0):
                 return None
             coefficient = Fraction(top) / Fraction(bottom or 1)
         elif factor["name"] in powers or int(factor["exponent"] or 1) > MAX_DEGREE:
@@ -77,43 +78,45 @@ def _term(text: str, position: int) -> tuple[Monomial, Fraction, int] | None:
         position, times = factor.end(), bool(factor["times"])
     if times:  # nothing there, or a `*` with nothing behind it
         return None
+    if coefficient is None:
+        coefficient = Fraction(1)
     monomial = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
-    return monomial, Fraction(1) if coefficient is None else coefficient, position
+    return monomial, coefficient, position
 
 
 def parse_polynomial(text: str) -> Polynomial | None:
     """Give the polynomial that `text` writes out as a sum of unlike terms, else None."""
     terms = _parse(text)
-    return None if terms is None else dict(terms)
+    if terms is None:
+        return None
+    return dict(terms)
 
 
 def write_polynomial(polynomial: Polynomial) -> str:
     """Give a polynomial's one spelling: high degrees first, then by name: `3x^2 + 9x + 6`."""
 
     def order(term: tuple[Monomial, Fraction]) -> tuple:
-        return -sum(exponent for _, exponent in term[0]), [
-            (name, -exponent) for name, exponent in term[0]
-        ]
+        degree = sum(exponent for _, exponent in term[0])
+        return -degree, [(name, -exponent) for name, exponent in term[0]]
 
     text = ""
     for monomial, value in sorted(polynomial.items(), key=order):
-        letters = "".join(
-            name if exponent == 1 else f"{name}^{exponent}" for name, exponent in monomial
-        )
-        number = "" if abs(value) == 1 and letters else str(abs(value))
-        sign = "-" if value < 0 else "+"
-        if text:
-            sign = f" {sign} "
-        elif value > 0:
-            sign = ""
-        text += f"{sign}{number}{letters}"
-    return text or "0"
+        letters = "".join(f"{name}^{exponent}".removesuffix("^1") for name, exponent in monomial)
+        number = str(abs(value))
+        if letters and number == "1":
+            number = ""
+        text += f" {'+-'[value < 0]} {number}{letters}"
+    if text.startswith(" - "):
+        text = f"-{text[3:]}"
+    return text.removeprefix(" + ") or "0"
 
 
 def canonical_polynomial(text: str) -> str | None:
     """Give the one spelling of a polynomial, None for anything else."""
     polynomial = parse_polynomial(text)
-    return None if polynomial is None else write_polynomial(polynomial)
+    if polynomial is None:
+        return None
+    return write_polynomial(polynomial)
 
 
 def matching_terms(answer: str, gold: str) -> float:
@@ -122,7 +125,10 @@ def matching_terms(answer: str, gold: str) -> float:
     if ours is None or theirs is None:
         return 0.0
     alike = sum(theirs.get(monomial) == value for monomial, value in ours.items())
-    return alike / len(ours.keys() | theirs.keys()) if ours or theirs else 1.0
+    together = ours.keys() | theirs.keys()
+    if not together:
+        return 1.0
+    return alike / len(together)
 
 
 # Whether a completion gives the polynomial that is right.
