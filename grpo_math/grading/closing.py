@@ -53,6 +53,16 @@ _SPAN = re.compile(  # in 4 weeks, after 10 years, to collect 200 sticks, by sel
     r"|if (?:she|he|they|you|it) [a-z]+|not) (?:(?:the|these|those|all|next|first|last) )*\Z",
     re.I,
 )
+_NAMED = re.compile(r"\s[a-z]", re.I)
+_MONTH = re.compile(
+    r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
+    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\.? \Z"
+)
+_YEAR, _DAY = re.compile(r"(?:1[6-9]|20)\d\d"), re.compile(r"[1-3]?\d")
+_BEFORE_YEAR = re.compile(
+    r"\b(?:(?:class|year|spring|summer|autumn|fall|winter|season|start|beginning|middle|end|as) of"
+    r"|in|since|until|before|after|the year|[A-Z][a-z]+\.? (?:of|\d\d?(?:st|nd|rd|th)?,)) \Z"
+)
 _NO_SPAN = re.compile(r"\S*\s(?:in total|altogether|in all|total|overall|combined)\b", re.I)
 _ITEM, _ORDINAL = re.compile(r"[.)]\s+\S"), re.compile(r"(?:st|nd|rd|th)\b")
 _MONEY = re.compile(r"\s*(?:dollars?|cents?|euros?|pounds?|rupees?)\b", re.I)
@@ -92,7 +102,7 @@ def _tokens(window: str) -> list[re.Match[str]]:
 def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extraction | None:
     """Give the last number that is not in a span, else the last; None: look further."""
     last: Extraction | None = None
-    last_start, is_money = 0, False
+    last_start, is_money, is_named = 0, False, False
     for match in _tokens(window):
         before, after = window[: match.start()], window[match.end() :] + tail
         if not before and not is_start:
@@ -101,7 +111,8 @@ def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extract
             continue
         if last is not None and SENTENCE.search(window, match.end(), last_start):
             return last
-        is_span = _is_span(match, before, after)
+        is_date = _is_date(match[0], before)
+        is_span = is_date or (_SPAN.search(before[-60:]) and not _NO_SPAN.match(after))
         if last is not None and is_span:
             continue
         here = _number_at(match, before, after)
@@ -110,14 +121,14 @@ def _in_window(window: str, tail: str, is_start: bool, is_last: bool) -> Extract
         money = bool(match["currency"] or _MONEY.match(after))
         if last is None:
             last, last_start, is_money = here, match.start(), money
+            is_named = is_date or bool(_NAMED.match(after))
             continue
-        has_unit = money or len(window[match.end() : last_start].split()) > 1
+        # `It is 45 in 5 years`, `45 eggs in 5`; but `45 in 5` may be anything.
+        has_unit = money or is_named or len(window[match.end() : last_start].split()) > 1
         if has_unit and money >= is_money and here.value is not None:
             return here
         return last
-    if is_start or is_last:
-        return last
-    return None
+    return last if is_start or is_last else None
 
 
 def _names_a_step(match: re.Match[str], before: str, after: str) -> bool:
@@ -129,9 +140,12 @@ def _names_a_step(match: re.Match[str], before: str, after: str) -> bool:
     return _ITEM.match(after) is not None
 
 
-def _is_span(match: re.Match[str], before: str, after: str) -> bool:
-    """Tell whether a number is a span, or a date: the answer is in front of it, if one is there."""
-    return _SPAN.search(before[-60:]) is not None and not _NO_SPAN.match(after)
+def _is_date(number: str, before: str) -> bool:
+    """Tell whether a number is a year or the day of a month: `May 5`, `the class of 2024`."""
+    is_year = _YEAR.fullmatch(number)
+    if is_year and _BEFORE_YEAR.search(before[-40:]):
+        return True
+    return bool((is_year or _DAY.fullmatch(number)) and _MONTH.search(before[-12:]))
 
 
 def _number_at(match: re.Match[str], before: str, after: str) -> Extraction:
@@ -140,8 +154,7 @@ def _number_at(match: re.Match[str], before: str, after: str) -> Extraction:
     if attached := _ATTACHED.match(after):
         whole += attached[0]
     stem = before.rstrip(" ($").lower()
-    is_part = stem.endswith(_OPERAND_ENDS) and _OPERAND.search(before[-24:])
-    is_part = is_part or (match["minus"] and before.rstrip(" \t")[-1:].isdigit())
-    if is_part or _GOES_ON.match(after):
-        return Extraction(whole.strip(), None, "last_number")
-    return Extraction(whole.strip(), parse_number(whole), "last_number")
+    is_operand = stem.endswith(_OPERAND_ENDS) and _OPERAND.search(before[-24:])
+    follows_one = match["minus"] and before.rstrip(" \t")[-1:].isdigit()
+    is_part = is_operand or follows_one or _GOES_ON.match(after)
+    return Extraction(whole.strip(), None if is_part else parse_number(whole), "last_number")

@@ -37,7 +37,9 @@ ENDS = (
     r"\s(?<![-+*/x×÷=]\s)\((?!\s*(?:or|and)\b)(?=[^)\n]{0,80}(?:[a-z=*/+×÷]|\s-\s))"
     r"(?![^()\n]{0,80}\)\s*[-+*/=×÷^])",
     # A span: 12 dollars for 8 pens, 91 trees left after 10 years.
-    r"(?<=\d)\s(?:with|for|after)\s(?=[^.\n]{0,60}\d)",
+    r"(?<=\d)\s(?:with|for|after|every|since|until)\s(?=[^.\n]{0,60}\d)",
+    r"(?<=\d)\s(?:in|within)\s(?=\S{1,9}\s(?:second|minute|hour|day|week|month|year))",
+    r"\son\s(?=(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?\s\d)",  # on May 5
     r"(?<=[a-z])\s(?:(?:left|more|old|away|remaining)\s)?(?:for|in|after|with|within|during|when|if"
     r"|until|before|while|every|per|out\sof|(?!to\s\S{0,3}\d)to)\s(?=[^.\n]{0,60}\d)",
 )
@@ -81,9 +83,7 @@ def _cut(text: str, ends: re.Pattern[str], first: re.Match[str] | None) -> int:
     if first is None:
         return len(text)
     end = ends.search(text, first.end())
-    if end is None:
-        return len(text)
-    return end.start()
+    return end.start() if end else len(text)
 
 
 def read_number(content: str, place: Mark, whole: str) -> Extraction | None:
@@ -101,9 +101,7 @@ def read_number(content: str, place: Mark, whole: str) -> Extraction | None:
         if (mark == "hash" or colon) and _is_list_item(text):
             return None
         end = _cut(line, _END, digit)
-        text = line[:end].rstrip(" !")
-        if "{" not in line:
-            text = text.rstrip(" !}")
+        text = line[:end].rstrip(" !}" if "{" not in line else " !")
         if end < len(line) and _HEDGE.search(line, end):
             return Extraction(line, None, mark)
         if mark == "phrase" and "=" in text and "=" in follows[:200] and _WORKING.search(text):
@@ -116,9 +114,7 @@ def read_number(content: str, place: Mark, whole: str) -> Extraction | None:
     if is_open and DIGIT.search(follows):
         return None  # a heading, or a sentence that begins the working
     closing = last_number(line)
-    if closing is NO_ANSWER:
-        return None
-    return closing
+    return None if closing is NO_ANSWER else closing
 
 
 def _last_side(text: str, mark: str) -> Extraction:
@@ -218,9 +214,7 @@ def find_answers(
         if rule == mark and strict is None:
             strict = answer
         if last is None:
-            last = answer
-            if is_number:
-                last = _corrected(answer, place, text)
+            last = _corrected(answer, place, text) if is_number else answer
     if strict is None or strict.rule != mark or is_thought:
         strict = NO_ANSWER
     if last is None and is_number:
@@ -242,9 +236,7 @@ def _content(found: list[Mark], index: int, text: str) -> str:
 
 def _negated(answer: Extraction) -> Extraction:
     """Give an answer with the sign that stands before its mark."""
-    value = answer.value
-    if value is not None:
-        value = -value
+    value = None if answer.value is None else -answer.value
     return Extraction(f"-{answer.text}", value, "last_number")
 
 

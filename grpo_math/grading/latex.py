@@ -34,7 +34,7 @@ _OR = re.compile(r"\\text\{\s*or\s*\}|\bor\b|\\cup|\\lor")
 _SIGNS = {r"\leq": "<=", r"\le": "<=", "≤": "<=", r"\leqslant": "<=", r"\lt": "<", "<": "<"}
 _SIGNS |= {r"\geq": ">=", r"\ge": ">=", "≥": ">=", r"\geqslant": ">=", r"\gt": ">", ">": ">"}
 _LEFT, _RIGHT = {"<=": "[", "<": "("}, {"<=": "]", "<": ")"}
-_RELATION = re.compile(r"\\[lg]e?q?(?:slant|t)?(?![a-zA-Z])|[<>≤≥]")
+_RELATION = re.compile(r"\\[lg](?:eq(?:slant)?|e|t)(?![a-zA-Z])|[<>≤≥]")
 _NAME = re.compile(r"[a-zA-Z]|\\(?:theta|alpha|lambda)")
 
 
@@ -82,9 +82,7 @@ def _may_be_words(text: str, gold: str) -> bool:
 def _words(text: str) -> str:
     """Give a text of words alone in lower case, else nothing: `\\text{Evelyn}` -> `evelyn`."""
     bare = _TEXT.sub("", text).replace("{", "").replace("}", "").strip(" .()")
-    if _WORDS.fullmatch(bare):
-        return bare.lower()
-    return ""
+    return bare.lower() if _WORDS.fullmatch(bare) else ""
 
 
 def _equal(gold: str, answer: str) -> bool | None:
@@ -101,9 +99,7 @@ def _equal(gold: str, answer: str) -> bool | None:
         answer = _as_interval(answer)
     elif answer[:1] in "[(" and "," in answer:
         gold = _as_interval(gold)
-    if not _is_readable(answer):
-        return False
-    return latex_worker.ask(gold, answer)
+    return latex_worker.ask(gold, answer) if _is_readable(answer) else False
 
 
 def _alike(one: str, other: str) -> bool:
@@ -126,9 +122,7 @@ def _plain_latex(text: str) -> str:
 def _as_interval(text: str) -> str:
     """Write `0 \\le x < 1` as `[0,1)`; leave anything else as it is."""
     parts = [_interval(part.strip()) for part in _OR.split(text)]
-    if None in parts:
-        return text
-    return r" \cup ".join(filter(None, parts))
+    return r" \cup ".join(filter(None, parts)) if all(parts) else text
 
 
 def _interval(text: str) -> str | None:

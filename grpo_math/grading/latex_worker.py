@@ -205,13 +205,12 @@ _WARM_UP = [
     (r"(0,1]", r"[0,1)"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
 ]
-_REFUSED_EVENTS = ("os.", "subprocess.", "socket.", "shutil.")
-_REFUSED_EVENTS += ("ctypes.", "pty.", "webbrowser.", "tempfile.")
+_REFUSED_EVENTS = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "webbrowser.")
 _HARMLESS_EVENTS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:
     if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         raise PermissionError("this process opens no file to write to it")
-    if event.startswith(_REFUSED_EVENTS) and event not in _HARMLESS_EVENTS:
+    if event.startswith((*_REFUSED_EVENTS, "tempfile.")) and event not in _HARMLESS_EVENTS:
         raise PermissionError(f"this process is not for {event}")

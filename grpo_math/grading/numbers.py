@@ -147,9 +147,7 @@ def parse_number(text: str) -> Fraction | None:
         return None
     if (match["minus"] or match["minus2"] or "+") != "+":
         factor = -factor
-    if factor == 1:
-        return value
-    return factor * value
+    return value if factor == 1 else factor * value
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -158,9 +156,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return Fraction(int(match["simple"]))
     if match["whole"]:
         part = Fraction(int(match["part"]), int(match["parts"]))
-        if part >= 1:
-            return None
-        return int(match["whole"]) + part
+        return int(match["whole"]) + part if part < 1 else None
     if match["top"]:
         top, bottom = int(_digits(match["top"])), int(_digits(match["bottom"]))
         if not bottom or top % bottom == 0:
@@ -178,9 +174,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["power"]:
         return Fraction(10) ** exponent
     mantissa = Fraction(_digits(match["hour"] or match["decimal"]))
-    if exponent == 0:
-        return mantissa
-    return mantissa * Fraction(10) ** exponent
+    return mantissa * Fraction(10) ** exponent if exponent else mantissa
 
 
 def _digits(text: str) -> str:
@@ -202,9 +196,7 @@ def _factor(rest: str, currency: bool) -> int | None:
     rest = rest.lower()
     while scale := SCALE.match(rest):
         factor, rest = factor * _SCALES[scale[1]], rest[scale.end() :]
-    if _CHANGES_THE_NUMBER.search(rest):
-        return None
-    return factor
+    return None if _CHANGES_THE_NUMBER.search(rest) else factor
 
 
 def canonical_number(text: str) -> str | None:

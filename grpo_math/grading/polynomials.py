@@ -87,9 +87,7 @@ def _term(text: str, position: int) -> tuple[Monomial, Fraction, int] | None:
 def parse_polynomial(text: str) -> Polynomial | None:
     """Give the polynomial that `text` writes out as a sum of unlike terms, else None."""
     terms = _parse(text)
-    if terms is None:
-        return None
-    return dict(terms)
+    return None if terms is None else dict(terms)
 
 
 def write_polynomial(polynomial: Polynomial) -> str:
@@ -114,9 +112,7 @@ def write_polynomial(polynomial: Polynomial) -> str:
 def canonical_polynomial(text: str) -> str | None:
     """Give the one spelling of a polynomial, None for anything else."""
     polynomial = parse_polynomial(text)
-    if polynomial is None:
-        return None
-    return write_polynomial(polynomial)
+    return None if polynomial is None else write_polynomial(polynomial)
 
 
 def matching_terms(answer: str, gold: str) -> float:
@@ -126,9 +122,7 @@ def matching_terms(answer: str, gold: str) -> float:
         return 0.0
     alike = sum(theirs.get(monomial) == value for monomial, value in ours.items())
     together = ours.keys() | theirs.keys()
-    if not together:
-        return 1.0
-    return alike / len(together)
+    return alike / len(together) if together else 1.0
 
 
 # Whether a completion gives the polynomial that is right.
