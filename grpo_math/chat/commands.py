@@ -34,8 +34,7 @@ def talk(session: Session, screen: Screen) -> None:
             return
         try:
             if line.startswith("/"):
-                said = run_command(session, line)
-                screen.say(said)
+                screen.say(run_command(session, line))
             elif line:
                 session.ask(line, screen)
         except UsageError as error:

@@ -236,10 +236,8 @@ class Worker:
         self.spec, self.state, self.told_to_stop = spec, "loading", False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        descriptor, log = tempfile.mkstemp(prefix="chat-worker-", suffix=".log")
-        os.close(descriptor)
-        self.log = Path(log)
-        self.process = context.Process(target=work, args=(theirs, spec, log))
+        self.log = tempfile.NamedTemporaryFile(prefix="chat-worker-", suffix=".log")  # noqa: SIM115
+        self.process = context.Process(target=work, args=(theirs, spec, self.log.name))
         # Inherited: Ctrl-C is for this end to pass on.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -283,7 +281,7 @@ class Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        self.log.unlink(missing_ok=True)
+        self.log.close()
         self.state = "gone"
 
     def _send(self, what: Request | str) -> None:
@@ -295,9 +293,9 @@ class Worker:
         said = f"its process ended with status {self.process.exitcode}"
         if self.process.exitcode == -signal.SIGKILL:
             said += "; killed, perhaps for lack of memory"
-        log = self.log.read_text(encoding="utf-8", errors="replace").strip()
-        if log:
-            said += f"; its last words: {log.rpartition(chr(10))[2][:200]}"
+        words = self.log.read().decode(errors="replace").strip().rpartition("\n")[2]
+        if words:
+            said += f"; its last words: {words[:200]}"
         return said
 
 
