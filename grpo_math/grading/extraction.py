@@ -25,7 +25,7 @@ from grpo_math.grading.marks import (
 )
 from grpo_math.grading.numbers import NUMBER, parse_number, plain, spelled_number
 
-# Where an answer behind an open mark ends, after its first digit or letter.
+# Where an answer behind an open mark ends, after its first digit or letter; in lower case.
 ENDS = (
     r"</[a-zA-Z]\w{0,30}>",  # #### 42</answer>
     r"\s?#{2,}",  # is: 42.## Step 9
@@ -43,7 +43,7 @@ ENDS = (
     r"(?<=[a-z])\s(?:(?:left|more|old|away|remaining)\s)?(?:for|in|after|with|within|during|when|if"
     r"|until|before|while|every|per|out\sof|(?!to\s\S{0,3}\d)to)\s(?=[^.\n]{0,60}\d)",
 )
-_END = re.compile("|".join(ENDS), re.I)
+_END = re.compile("|".join(ENDS))
 _HEDGE = re.compile(  # (maybe 5), which might be 5, as well as 5
     r"\b(?:maybe|perhaps|possibly|might|may be|could|as well as|alternatively)\b[^\n]{0,40}?\d"
     r"|\A[\s,(]*or\b[^\n]{0,40}\d",
@@ -82,7 +82,8 @@ def _cut(text: str, ends: re.Pattern[str], first: re.Match[str] | None) -> int:
     """Give the place where the answer in what stands behind an open mark ends."""
     if first is None:
         return len(text)
-    end = ends.search(text, first.end())
+    lower = text.replace("İ", "I").lower()  # as long as the text itself
+    end = ends.search(lower, first.end())
     return end.start() if end else len(text)
 
 
@@ -252,7 +253,7 @@ def extract_lenient(completion: str) -> Extraction:
 
 # --- Answers that are no numbers ----------------------------------------------------------------
 
-_ENDS_EXPRESSION = re.compile("|".join(ENDS[:5]), re.I)
+_ENDS_EXPRESSION = re.compile("|".join(ENDS[:5]))
 _LETTER = re.compile(r"[^\W_]|\\")
 _DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$|(?<!\w)\*\*|\*\*(?!\d)")
 _LOOKS_LIKE_MATH = re.compile(r"[\d\\^=+*/<>|$]|\A\W*[A-Za-z]\W*\Z")

@@ -36,7 +36,9 @@ def grade_number(completion: str, gold: str, mark: str) -> Verdict:
     strict, judged = find_answers(completion, mark)
     if strict is not judged and strict.rule == mark and strict.value == judged.value:
         judged = strict
-    is_right = right in (judged.value, judged.exact)
+    is_right = judged.value is not None and judged.value == right
+    if judged.exact is not None:
+        is_right = is_right or judged.exact == right
     is_strict = is_right and judged is strict
     return Verdict(is_strict, is_right, judged.text, judged.rule)
 

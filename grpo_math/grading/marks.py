@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from operator import itemgetter
+from typing import NamedTuple
 
 MAX_COMPLETION = 100_000  # characters: of a longer completion only the end is read
 MARKS = ("hash", "answer_tag", "boxed", "phrase")
 OPEN_MARKS = ("hash", "phrase")  # nothing says where their answers end
 
 
-@dataclass(frozen=True)
-class Extraction:
+class Extraction(NamedTuple):
     """An answer found in a completion.
 
     `rule` is one of MARKS, "fbox" (a box of another kind), "last_number" (no mark, or a sentence

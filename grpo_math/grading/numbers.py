@@ -173,12 +173,15 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return None
     if match["power"]:
         return Fraction(10) ** exponent
-    mantissa = Fraction(_digits(match["hour"] or match["decimal"]))
+    digits = _digits(match["hour"] or match["decimal"])
+    mantissa = Fraction(int(digits) if digits.isdigit() else digits)
     return mantissa * Fraction(10) ** exponent if exponent else mantissa
 
 
 def _digits(text: str) -> str:
-    return re.sub(r"[, '’]", "", text)
+    if text.isdigit():
+        return text
+    return text.replace(",", "").replace(" ", "").replace("'", "").replace("’", "")
 
 
 @lru_cache(maxsize=8192)
