@@ -129,6 +129,7 @@ KINDS: dict[str, list[Case]] = {
             # Where nothing stands before the date, it is the answer; and a number need not be a date.
             ("He graduates in the class of 2024.", "2024"),
             ("The town of 1500 grew by 2000.", "2000"),
+            ("So 30 more pages make it a Total of 2024.", "2024"),
             ("Each of the 3 fields now has 2000.", "2000"),
             ("They meet again on May 5.", "5"),
         ),

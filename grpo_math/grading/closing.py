@@ -55,14 +55,15 @@ _SPAN = re.compile(  # in 4 weeks, after 10 years, to collect 200 sticks, by sel
     r"|if (?:she|he|they|you|it) [a-z]+|not) (?:(?:the|these|those|all|next|first|last) )*\Z"
 )
 _NAMED = re.compile(r"\s[a-z]", re.I)
-_MONTH = re.compile(
-    r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
-    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\.? \Z"
+_MONTHS = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
+    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\.?"
 )
+_MONTH = re.compile(rf"\b{_MONTHS} \Z")
 _YEAR, _DAY = re.compile(r"(?:1[6-9]|20)\d\d"), re.compile(r"[1-3]?\d")
 _BEFORE_YEAR = re.compile(
     r"\b(?:(?:class|year|spring|summer|autumn|fall|winter|season|start|beginning|middle|end|as) of"
-    r"|in|since|until|before|after|the year|[A-Z][a-z]+\.? (?:of|\d\d?(?:st|nd|rd|th)?,)) \Z"
+    rf"|in|since|until|before|after|the year|{_MONTHS} (?:of|\d\d?(?:st|nd|rd|th)?,)) \Z"
 )
 _NO_SPAN = re.compile(r"\S*\s(?:in total|altogether|in all|total|overall|combined)\b", re.I)
 _ITEM, _ORDINAL = re.compile(r"[.)]\s+\S"), re.compile(r"(?:st|nd|rd|th)\b")

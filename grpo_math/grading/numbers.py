@@ -147,7 +147,9 @@ def parse_number(text: str) -> Fraction | None:
         return None
     if (match["minus"] or match["minus2"] or "+") != "+":
         factor = -factor
-    return value if factor == 1 else factor * value
+    if factor != 1:
+        value *= factor
+    return value
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
