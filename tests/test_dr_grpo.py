@@ -45,7 +45,8 @@ def trls(folder, accumulation, *more):
         f"--output_dir {folder} --per_device_train_batch_size {8 // accumulation} --max_grad_norm 0 --bf16 false "
     )
     arguments += f"--gradient_accumulation_steps {accumulation} --num_generations {GROUP} --report_to none "
-    arguments += f"--max_completion_length {CAP} --gradient_checkpointing false --dataloader_pin_memory false"
+    arguments += f"--max_completion_length {CAP} --gradient_checkpointing false --dataloader_pin_memory false "
+    arguments += "--reward_funcs accuracy"
     options = parse_options(["m", *arguments.split(), *more], "")
     args, _ = settle_arguments(options, parse_trl_arguments(options, {}), Facts())
     kept = []

@@ -104,8 +104,7 @@ def load_training_data(options: DataOptions) -> TrainingData:
             "--min_pass and --max_pass: need --difficulty, the evaluation that they are about"
         )
     if options.difficulty:
-        measured: dict[str, object] = {"path": options.difficulty}
-        measured["sha256"] = fingerprint(options.difficulty)
+        measured: dict[str, object] = {}
         if bounded or rates is None:
             least = MIN_PASS if least is None else least
             most = MAX_PASS if most is None else most
@@ -113,7 +112,8 @@ def load_training_data(options: DataOptions) -> TrainingData:
             rows = chosen.rows
             measured |= {"min_pass": least, "max_pass": most, "rows": len(rows)}
             lines.append(f"difficulty   {chosen.line(options.difficulty)}")
-        record["difficulty"] = measured
+        digest = fingerprint(options.difficulty)
+        record["difficulty"] = {"path": options.difficulty, "sha256": digest, **measured}
     return TrainingData(rows, held_out, record, lines, rates)
 
 
