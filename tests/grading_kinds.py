@@ -374,7 +374,7 @@ KINDS: dict[str, list[Case]] = {
             ("#### 8 or perhaps 9", "8"),
             ("The answer is 8 which may be 9.", "8"),
             ("#### 8 as well as 9", "9"),
-            ("\\boxed{8} and \\boxed{9}", "9"),
+            ("\\boxed{8} or \\boxed{9}", "9"),
             ("<answer>8</answer> or <answer>9</answer>", "9"),
         ),
         *rows(

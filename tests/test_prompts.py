@@ -112,7 +112,7 @@ FORMS = [
     ("think_answer", "<think></think><answer>72</answer>", True, False, False),
     ("think_answer", "<think>your reasoning</think><answer>72</answer>", True, False, False),
     ("think_answer", "<answer>72</answer><think>24 in May and 48 in June.</think>", True, False, False),
-    ("think_answer", "<think>24 in May and 48 in June.<answer>72</answer></think>", True, False, False),
+    ("think_answer", "<think>24 in May and 48 in June.<answer>72</answer></think>", False, False, False),
     ("xml", "<reasoning>\n24 in May and 48 in June.\n</reasoning>\n<answer>\n72\n</answer>\n", True, True, True),
     ("xml", "<reasoning>24 in May and 48 in June.</reasoning><answer>72</answer>", True, True, False),
     ("xml", "<reasoning>\n\n</reasoning>\n<answer>\n72\n</answer>", True, False, False),

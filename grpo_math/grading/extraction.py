@@ -76,6 +76,9 @@ _HEADING = re.compile(r"\s*#{1,3}\s")
 _JOINER = re.compile(  # between two boxes that are one answer: \boxed{1}, \boxed{2}
     r"[\s$]*(?:,|;|\\quad|,?\s*(?:\\text\{\s*)?(?:and|or)\s*\}?)[\s$]*(?:[a-z]\s*=\s*)?"
 )
+_CHOICE = re.compile(
+    r"[\s$]*,?\s*(?:\\text\{\s*)?or\s*\}?[\s$]*"
+)  # of two numbers: \boxed{18} or \boxed{20}
 
 
 def _cut(text: str, ends: re.Pattern[str], first: re.Match[str] | None) -> int:
@@ -207,7 +210,8 @@ def find_answers(
         start, rule, _ = place
         if last is not None and (rule != mark or strict is not None):
             continue
-        answer = read(_content(found, index, text), place, text)
+        joiner = _CHOICE if is_number else _JOINER
+        answer = read(_content(found, index, text, joiner), place, text)
         if answer is None:
             continue
         if rule not in OPEN_MARKS and _SIGNED.search(text[max(0, start - 3) : start]):
@@ -223,12 +227,12 @@ def find_answers(
     return strict, last or NO_ANSWER
 
 
-def _content(found: list[Mark], index: int, text: str) -> str:
+def _content(found: list[Mark], index: int, text: str, joiner: re.Pattern[str]) -> str:
     r"""Give what stands behind a mark, joined with the boxes before: `\boxed{1}, \boxed{2}`."""
     start, mark, match = found[index]
     parts = [match["text"]]
     for earlier, kind, other in found[index + 1 : index + 20]:
-        if kind != mark or mark in OPEN_MARKS or not _JOINER.fullmatch(text, other.end(), start):
+        if kind != mark or mark in OPEN_MARKS or not joiner.fullmatch(text, other.end(), start):
             break
         parts.insert(0, other["text"])
         start = earlier

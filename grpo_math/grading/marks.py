@@ -35,6 +35,7 @@ NO_ANSWER = Extraction("", None, "none")
 
 DIGIT = re.compile(r"[\d¼-¾⅐-⅞]")
 _THOUGHT = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>")
+_THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.S)
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,100}>>")  # GSM8K's own 48/2=<<48/2=24>>24
 # Where the turn ends; where a model that does not stop asks itself a question or plays a turn.
 _TURN_END = re.compile(
@@ -85,6 +86,9 @@ def _without_thoughts(text: str) -> tuple[str, bool]:
     tail = text[ends[-1] :] if ends else ""
     if tail.strip() and (DIGIT.search(tail) or next(_all_marks(tail), None)):
         return tail, False
+    outside = _THOUGHTS.sub("", text)
+    if not _THOUGHT.search(outside) and next(_all_marks(outside), None):  # before them
+        return outside, False
     return text, bool(ends) or "<think" in text
 
 
