@@ -251,5 +251,6 @@ def know(own: Mapping[str, Any]) -> None:
     """Make a style known that a run has recorded as its user's own."""
     values = dict(own)
     for key in ("tags", "stop", "shot"):
-        values[key] = values[key] and tuple(values[key])
+        if values[key] is not None:
+            values[key] = tuple(values[key])
     STYLES.setdefault(own["name"], PromptStyle(**values))
