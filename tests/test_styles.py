@@ -69,6 +69,15 @@ def tokenizer_with(template):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
 
 
+@pytest.fixture(autouse=True)
+def styles_of_the_project():
+    """Styles of a user's own are known from then on; other tests are to see the project's alone."""
+    known = dict(STYLES)
+    yield
+    STYLES.clear()
+    STYLES.update(known)
+
+
 @pytest.fixture
 def own(tmp_path):
     path = tmp_path / "verl.yaml"
