@@ -69,11 +69,13 @@ def runtime(folder):
         (512, 8, 32768, []),
     ],
 )
-def test_estimate_is_within_15_percent(folder, runtime, hidden, layers, vocabulary, arguments):
+def test_estimate_is_of_the_largest_step(folder, runtime, hidden, layers, vocabulary, arguments):
     random_model(folder / str(hidden), hidden, layers, vocabulary)
     arguments = ["--max_completion_length", 48, "--output_dir", f"out-{hidden}", *arguments]
     done = script(["train_grpo.py", hidden, *RUN, *arguments, "--dry_run"], folder)
     assert done.returncode == 0, done.stderr
     estimated = float(re.search(r"= ([\d.]+) GiB for each process", done.stdout)[1])
     assert not (folder / f"out-{hidden}").exists()
-    assert estimated == pytest.approx(peak(folder, hidden, *arguments) - runtime, rel=0.15)
+    taken = peak(folder, hidden, *arguments) - runtime
+    # It is of a padded micro-batch, which no packed row is larger than; here a group's prompt runs once, and takes less.
+    assert 0.9 * taken <= estimated <= 1.35 * taken
