@@ -77,5 +77,5 @@ def test_estimate_is_of_the_largest_step(folder, runtime, hidden, layers, vocabu
     estimated = float(re.search(r"= ([\d.]+) GiB for each process", done.stdout)[1])
     assert not (folder / f"out-{hidden}").exists()
     taken = peak(folder, hidden, *arguments) - runtime
-    # It is of a padded micro-batch, which no packed row is larger than; here a group's prompt runs once, and takes less.
+    # It is of a padded micro-batch, the largest that a packed row may be; a prompt that runs once takes less.
     assert 0.9 * taken <= estimated <= 1.35 * taken
