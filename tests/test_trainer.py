@@ -43,7 +43,7 @@ ONE_PROCESS += [
     # Learned positions; attention of its own; positions that no caller can give; attention that is not told.
     *(
         f'accumulated half grpo model="{kind}" disable_dropout=true'
-        for kind in ("gpt2", "gpt_neo", "bloom", "nemotron")
+        for kind in ("gpt2", "gpt_neo", "gpt_bigcode", "bloom", "nemotron")
     ),
     'long_generations half dapo gradient_checkpointing=true gradient_checkpointing_kwargs={"use_reentrant":true}',
     "long_generations most grpo beta=0.1",  # all completions run

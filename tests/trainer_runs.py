@@ -87,6 +87,7 @@ def tiny_model(kind: str = "qwen2") -> torch.nn.Module:
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "eos_token_id": 507, "bos_token_id": None}
     more = {
         "mixtral": {"num_local_experts": 2},
+        "gpt_bigcode": {"attn_pdrop": 0.0},  # a number there, which disable_dropout does not reach
         "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 6},
     }
     config = AutoConfig.for_model(kind, **sizes | more.get(kind, {}))
