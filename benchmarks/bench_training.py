@@ -107,7 +107,8 @@ def build_prompts(shape: str) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     from grpo_math.data.problems import sum_problems
-    from grpo_math.data.prompts import Asking, get_style
+    from grpo_math.data.prompts import Asking
+    from grpo_math.data.styles import get_style
 
     if shape == "real":
         noise = torch.Generator().manual_seed(0)

@@ -5,7 +5,8 @@ import json
 import shutil
 
 import pytest
-from grpo_math.data.prompts import Asking, get_style
+from grpo_math.data.prompts import Asking
+from grpo_math.data.styles import get_style
 from grpo_math.errors import UsageError
 from grpo_math.launch.arguments import parse_options, parse_trl_arguments
 from grpo_math.launch.plan import Model, build_dataset, build_questions, choose_asking, collect_facts

@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_math.data.styles import PLAIN_TEXT_STOP, SHOT, know
-from grpo_math.data.styles import STYLES as STYLES
-from grpo_math.data.styles import PromptStyle as PromptStyle
-from grpo_math.data.styles import get_style as get_style
+from grpo_math.data.styles import PLAIN_TEXT_STOP, SHOT, PromptStyle, know
 from grpo_math.errors import UsageError
 
 Messages = list[dict[str, str]]
